@@ -1,0 +1,280 @@
+//! A fork-join pool: the calling thread and its helpers take numbered tasks from one counter.
+//!
+//! A training step of a small model calls hundreds of kernels of ten to a hundred microseconds, so handing out work
+//! must cost about a microsecond: idle helpers spin for a while on one word before they sleep, and the caller never
+//! waits for a helper that is still asleep.
+//!
+//! # Order of events
+//! 1. The caller publishes the job under the lock, bumps `epoch` and wakes sleepers.
+//! 2. A helper that sees a new epoch *enters* under the lock if the job is still open, takes tasks until none are left,
+//!    and leaves.
+//! 3. The caller takes tasks as well; when none are left it closes the job under the lock, so that nobody can enter any
+//!    more, and waits for the helpers inside.
+//!
+//! # Invariants
+//! - A helper touches the job only between entering and leaving; the caller returns only when nobody is inside. The
+//!   closure and what it borrows therefore outlive every use.
+//! - Which thread runs a task is left to chance; what a task computes must not depend on it.
+//! - A panic in a task is carried to the caller once everybody has left.
+
+use std::any::Any;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+
+/// How often an idle helper looks at the epoch before it sleeps: about 50 microseconds.
+const SPINS_BEFORE_SLEEP: u32 = 20_000;
+
+/// The threads of one rank. Dropping it ends them.
+pub struct Pool {
+    shared: Arc<Shared>,
+    helpers: Vec<JoinHandle<()>>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    /// Signalled when there is a new job or the pool ends.
+    wake: Condvar,
+    /// Counts jobs; helpers watch it without the lock.
+    epoch: AtomicU64,
+    /// The next task of the open job.
+    next: AtomicUsize,
+    /// Helpers inside the job.
+    inside: AtomicUsize,
+    spins: u32,
+}
+
+struct State {
+    job: Option<Job>,
+    sleeping: usize,
+    ended: bool,
+    panic: Option<Box<dyn Any + Send>>,
+}
+
+/// A closure that lives on the caller's stack, without its lifetime.
+#[derive(Clone, Copy)]
+struct Job {
+    task: *const (dyn Fn(usize) + Sync),
+    num_tasks: usize,
+}
+
+// SAFETY: the closure is `Sync`, and the pool's invariant keeps it alive while a helper holds the pointer.
+unsafe impl Send for Job {}
+
+impl Pool {
+    /// A pool of `threads` threads, the caller included; 0 and 1 both mean: no helpers.
+    pub fn new(threads: usize, spin: bool) -> Self {
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State { job: None, sleeping: 0, ended: false, panic: None }),
+            wake: Condvar::new(),
+            epoch: AtomicU64::new(0),
+            next: AtomicUsize::new(0),
+            inside: AtomicUsize::new(0),
+            spins: if spin { SPINS_BEFORE_SLEEP } else { 0 },
+        });
+        let helpers = (1..threads)
+            .map(|index| {
+                let shared = Arc::clone(&shared);
+                let thread = std::thread::Builder::new().name(format!("kernel-{index}"));
+                thread.spawn(move || shared.help()).expect("Pool::new: the system refused a thread")
+            })
+            .collect();
+        Self { shared, helpers }
+    }
+
+    /// Threads that may work at once, the caller included.
+    pub fn threads(&self) -> usize {
+        self.helpers.len() + 1
+    }
+
+    /// Runs `task(0)`, ..., `task(num_tasks - 1)`, each once, in any order, and returns when all are done.
+    ///
+    /// A task must not call `run` on the same pool.
+    pub fn run(&self, num_tasks: usize, task: impl Fn(usize) + Sync) {
+        if self.helpers.is_empty() || num_tasks < 2 {
+            return (0..num_tasks).for_each(task);
+        }
+        let task: &(dyn Fn(usize) + Sync) = &task;
+        // SAFETY: only the lifetime changes; `finish` below ends every use of the pointer before `task` goes away.
+        let task: *const (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(task) };
+        let job = Job { task, num_tasks };
+        self.shared.publish(job);
+        let own = catch_unwind(AssertUnwindSafe(|| self.shared.take_tasks(job)));
+        let helpers_panic = self.shared.finish();
+        match own.err().or(helpers_panic) {
+            Some(panic) => resume_unwind(panic),
+            None => {}
+        }
+    }
+
+    /// Runs `task(i, part)` for the parts of `data` of `len` elements each (the last may be shorter).
+    pub fn run_parts<T: Send>(&self, data: &mut [T], len: usize, task: impl Fn(usize, &mut [T]) + Sync) {
+        let total = data.len();
+        let parts = Parts::new(data);
+        self.run(total.div_ceil(len.max(1)), |i| {
+            // SAFETY: the ranges of different tasks do not meet, and each task runs once.
+            task(i, unsafe { parts.get(i * len..((i + 1) * len).min(total)) });
+        });
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.lock().ended = true;
+        self.shared.epoch.fetch_add(1, Ordering::Release);
+        self.shared.wake.notify_all();
+        for helper in self.helpers.drain(..) {
+            // A helper catches the panics of its tasks; it has nothing else to fail at.
+            let _ = helper.join();
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn publish(&self, job: Job) {
+        let mut state = self.lock();
+        assert!(state.job.is_none(), "Pool::run: called from inside a task or from two threads at once");
+        state.job = Some(job);
+        self.next.store(0, Ordering::Relaxed);
+        self.epoch.fetch_add(1, Ordering::Release);
+        if state.sleeping > 0 {
+            self.wake.notify_all();
+        }
+    }
+
+    fn finish(&self) -> Option<Box<dyn Any + Send>> {
+        self.lock().job = None;
+        let mut looks = 0u32;
+        while self.inside.load(Ordering::Acquire) > 0 {
+            looks += 1;
+            // The helper may have lost its core: give ours away now and then.
+            if self.spins == 0 || looks.is_multiple_of(1000) {
+                std::thread::yield_now()
+            } else {
+                std::hint::spin_loop()
+            }
+        }
+        self.lock().panic.take()
+    }
+
+    fn take_tasks(&self, job: Job) {
+        // SAFETY: the caller of `run` is still inside it: it waits for everybody who entered.
+        let task = unsafe { &*job.task };
+        loop {
+            let index = self.next.fetch_add(1, Ordering::Relaxed);
+            if index >= job.num_tasks {
+                return;
+            }
+            task(index);
+        }
+    }
+
+    /// The life of a helper.
+    fn help(&self) {
+        let mut seen = 0;
+        loop {
+            for _ in 0..self.spins {
+                if self.epoch.load(Ordering::Acquire) != seen {
+                    break;
+                }
+                std::hint::spin_loop();
+            }
+            let mut state = self.lock();
+            while self.epoch.load(Ordering::Acquire) == seen && !state.ended {
+                state.sleeping += 1;
+                state = self.wake.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+                state.sleeping -= 1;
+            }
+            if state.ended {
+                return;
+            }
+            seen = self.epoch.load(Ordering::Acquire);
+            let Some(job) = state.job else { continue };
+            self.inside.fetch_add(1, Ordering::Relaxed);
+            drop(state);
+            let result = catch_unwind(AssertUnwindSafe(|| self.take_tasks(job)));
+            if let Err(panic) = result {
+                self.lock().panic = Some(panic);
+            }
+            self.inside.fetch_sub(1, Ordering::Release);
+        }
+    }
+}
+
+/// A slice from which tasks take parts that do not overlap.
+pub struct Parts<'a, T> {
+    data: *mut T,
+    len: usize,
+    slice: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: it only hands out `&mut [T]`, under the promise of `get` that no two overlap.
+unsafe impl<T: Send> Sync for Parts<'_, T> {}
+
+impl<'a, T> Parts<'a, T> {
+    /// Borrows the whole slice.
+    pub fn new(slice: &'a mut [T]) -> Self {
+        Self { data: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
+    }
+
+    /// One part.
+    ///
+    /// # Safety
+    /// No two parts that are alive at the same time may overlap.
+    ///
+    /// # Panics
+    /// If the range is not inside the slice.
+    #[allow(clippy::mut_from_ref, reason = "that parts do not overlap is the caller's promise")]
+    pub unsafe fn get(&self, range: Range<usize>) -> &'a mut [T] {
+        assert!(range.start <= range.end && range.end <= self.len, "Parts::get: {range:?} of {}", self.len);
+        // SAFETY: the range is inside the slice borrowed in `new`; the caller promises that nothing else holds it.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(range.start), range.end - range.start) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_runs_once_on_any_number_of_threads() {
+        for threads in 1..=5 {
+            let pool = Pool::new(threads, threads % 2 == 0);
+            for num_tasks in [0, 1, 2, 3, 7, 100] {
+                let counts: Vec<AtomicUsize> = (0..num_tasks).map(|_| AtomicUsize::new(0)).collect();
+                for _ in 0..50 {
+                    pool.run(num_tasks, |i| {
+                        counts[i].fetch_add(1, Ordering::Relaxed);
+                    });
+                }
+                assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 50), "{threads} threads, {num_tasks} tasks");
+            }
+        }
+    }
+
+    #[test]
+    fn parts_cover_the_slice_with_a_short_last_one() {
+        let mut data = vec![0; 23];
+        Pool::new(3, false).run_parts(&mut data, 5, |i, part| part.fill(i + 1));
+        assert_eq!(data, (0..23).map(|i| i / 5 + 1).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_panic_in_a_task_reaches_the_caller_and_the_pool_works_on() {
+        let pool = Pool::new(2, true);
+        let result = catch_unwind(AssertUnwindSafe(|| pool.run(8, |i| assert!(i != 5, "task five"))));
+        assert!(result.is_err());
+        let count = AtomicUsize::new(0);
+        pool.run(8, |_| {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(count.load(Ordering::Relaxed), 8);
+    }
+}
