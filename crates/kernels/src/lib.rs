@@ -13,9 +13,32 @@
 //!
 //! `unsafe` lives in this crate alone. Each block says in one sentence why it is sound.
 
+pub mod adamw;
+pub mod aligned;
+pub mod attention;
+pub mod cross_entropy;
+pub mod dropout;
 pub mod element;
+pub mod elementwise;
+pub mod embedding;
+pub mod gelu;
+pub mod gemm;
 pub mod isa;
+pub mod layer_norm;
+pub mod math;
+pub mod philox;
 pub mod pool;
+pub mod reduce;
+pub mod residual;
+pub mod rms_norm;
+pub mod rope;
+pub mod sgd;
+pub mod silu_mul;
+
+mod lanes;
+mod rows;
+#[cfg(test)]
+mod testing;
 
 pub use element::{Element, bf16, f16};
 pub use isa::Isa;

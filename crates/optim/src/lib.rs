@@ -1,1 +1,3 @@
 //! Bessemer: optim.
+
+pub mod schedule;

@@ -1,0 +1,188 @@
+//! Speed of matrix products, as a share of what this core can multiply and add in registers, measured in the same run.
+//!
+//!     cargo bench -p bessemer-kernels --bench gemm -- [threads] [instruction set] [name filter]
+//!
+//! Each number is the best of several timed repetitions: neighbours on the machine only ever slow it down. The products of generation are bound by memory: for them
+//! the bytes of the weight a second are printed as well.
+
+use kernels::gemm::{GemmArgs, GemmInput, Mat, MatMut, gemm};
+use kernels::{Cpu, Element, Isa, bf16, f16};
+use std::time::Instant;
+
+const TIMED_SECONDS: f64 = 0.3;
+const SAMPLE_SECONDS: f64 = 2e-4;
+
+/// Forms of training: `y = x w^T`, `dx = dy w`, `dw = dy^T x` (added to f32), and `y = x w`'s kin by strides alone.
+#[derive(Clone, Copy, Debug)]
+enum Form {
+    Nt,
+    Nn,
+    Tn,
+}
+
+/// m, n, k.
+const SHAPES: [(usize, usize, usize); 15] = [
+    (1024, 768, 768),
+    (1024, 3072, 768),
+    (1024, 768, 3072),
+    (1024, 50257, 768),
+    (1024, 768, 50257),
+    (3072, 768, 1024),
+    (768, 384, 128),
+    (768, 128, 128),
+    (768, 512, 128),
+    (768, 128, 512),
+    (768, 65, 128),
+    (768, 128, 65),
+    (128, 128, 768),
+    (512, 128, 768),
+    (256, 64, 64),
+];
+const SKINNY: [(usize, usize, usize); 6] =
+    [(1, 768, 768), (1, 3072, 768), (1, 50257, 768), (4, 3072, 768), (8, 3072, 768), (8, 50257, 768)];
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    let threads = args.first().map_or(1, |arg| arg.parse().expect("a number of threads"));
+    let isa = args.get(1).map_or(Isa::detect(), |name| Isa::at_most(name).expect("the name of an instruction set"));
+    let filter = args.get(2).map_or("", String::as_str);
+    let cpu = Cpu::new(threads, true, isa);
+    let f32_peak = peak::f32_gflops(isa) * threads as f64;
+    let bf16_peak = peak::bf16_gflops(isa) * threads as f64;
+    println!("{isa}, {threads} threads; peak f32 {f32_peak:.0} GFLOP/s, bf16 {bf16_peak:.0} GFLOP/s");
+    println!("{:<30} {:>10} {:>10} {:>7}", "product", "us", "GFLOP/s", "peak");
+    for (m, n, k) in SHAPES {
+        for form in [Form::Nt, Form::Nn, Form::Tn] {
+            time::<bf16, bf16>(&cpu, m, n, k, form, bf16_peak, filter);
+            time::<bf16, f32>(&cpu, m, n, k, form, bf16_peak, filter);
+            time::<f32, f32>(&cpu, m, n, k, form, f32_peak, filter);
+        }
+    }
+    time::<f16, f16>(&cpu, 1024, 768, 768, Form::Nt, f32_peak, filter);
+    for (m, n, k) in SKINNY {
+        for form in [Form::Nt, Form::Nn] {
+            time::<bf16, bf16>(&cpu, m, n, k, form, bf16_peak, filter);
+            time::<f32, f32>(&cpu, m, n, k, form, f32_peak, filter);
+        }
+    }
+}
+
+/// Times one product and prints its line. `Tn` accumulates, as gradients do.
+fn time<T: GemmInput, C: Element>(cpu: &Cpu, m: usize, n: usize, k: usize, form: Form, peak: f64, filter: &str) {
+    let name = format!("{m}x{n}x{k} {form:?} {}->{}", T::NAME, C::NAME);
+    if !name.contains(filter) {
+        return;
+    }
+    let numbers = |len: usize| (0..len).map(|i| T::from_f32((i % 251) as f32 / 251.0 - 0.5)).collect::<Vec<T>>();
+    let (a, b, mut c) = (numbers(m * k), numbers(k * n), vec![C::ZERO; m * n]);
+    let mut run = || {
+        let (a, b) = match form {
+            Form::Nt => (Mat::row_major(&a, k), Mat::transposed(&b, k)),
+            Form::Nn => (Mat::row_major(&a, k), Mat::row_major(&b, n)),
+            Form::Tn => (Mat::transposed(&a, m), Mat::row_major(&b, n)),
+        };
+        let accumulate = matches!(form, Form::Tn);
+        gemm(cpu, GemmArgs { m, n, k, a, b, c: MatMut::row_major(&mut c, n), bias: None, accumulate });
+    };
+    let seconds = best_seconds(&mut run);
+    let gflops = 2.0 * (m * n * k) as f64 / seconds / 1e9;
+    let memory = match m <= 8 {
+        true => format!("{:8.1} GB/s", (n * k * size_of::<T>()) as f64 / seconds / 1e9),
+        false => String::new(),
+    };
+    println!("{name:<30} {:>10.1} {gflops:>10.1} {:>6.1}%{memory}", seconds * 1e6, 100.0 * gflops / peak);
+}
+
+/// The best sample in [`TIMED_SECONDS`], at least three. Samples are short, so that some escape the neighbours.
+fn best_seconds(run: &mut impl FnMut()) -> f64 {
+    let mut sample = |calls: usize| {
+        let start = Instant::now();
+        (0..calls).for_each(|_| run());
+        start.elapsed().as_secs_f64() / calls as f64
+    };
+    let calls = (SAMPLE_SECONDS / sample(1).min(sample(1))).ceil() as usize;
+    let start = Instant::now();
+    let mut best = sample(calls).min(sample(calls));
+    while start.elapsed().as_secs_f64() < TIMED_SECONDS {
+        best = best.min(sample(calls));
+    }
+    best.min(sample(calls))
+}
+
+/// The rate of the multiply-add instruction itself, on registers.
+mod peak {
+    use super::*;
+
+    const STEPS: usize = 64 << 10;
+    const CHAINS: usize = 12;
+
+    /// f32 GFLOP/s of one core.
+    pub(super) fn f32_gflops(isa: Isa) -> f64 {
+        #[cfg(target_arch = "x86_64")]
+        if isa.has_avx512() {
+            // SAFETY: the machine has AVX-512.
+            return rate(32, || unsafe { x86::avx512() });
+        } else if isa.has_avx2() {
+            // SAFETY: the machine has AVX2 and FMA.
+            return rate(16, || unsafe { x86::avx2() });
+        }
+        let _ = isa;
+        rate(8, || {
+            let (mut acc, a) = ([[0f32; 4]; CHAINS], std::hint::black_box([0.5f32; 4]));
+            for _ in 0..STEPS {
+                acc.iter_mut().for_each(|acc| *acc = std::array::from_fn(|i| acc[i] * a[i] + a[i]));
+            }
+            std::hint::black_box(acc);
+        })
+    }
+
+    /// bf16 GFLOP/s of one core; where bf16 has no instruction, those of f32.
+    pub(super) fn bf16_gflops(isa: Isa) -> f64 {
+        #[cfg(target_arch = "x86_64")]
+        if isa.has_avx512_bf16() {
+            // SAFETY: the machine has AVX-512 BF16.
+            return rate(64, || unsafe { x86::avx512_bf16() });
+        }
+        f32_gflops(isa)
+    }
+
+    /// GFLOP/s of a loop of `STEPS` times `CHAINS` instructions of `flops` each.
+    fn rate(flops: usize, mut work: impl FnMut()) -> f64 {
+        (flops * STEPS * CHAINS) as f64 / best_seconds(&mut work) / 1e9
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    mod x86 {
+        use super::{CHAINS, STEPS};
+        use std::arch::x86_64::*;
+        use std::hint::black_box;
+
+        #[target_feature(enable = "avx512f")]
+        pub(super) fn avx512() {
+            let (mut acc, a) = ([_mm512_setzero_ps(); CHAINS], black_box(_mm512_set1_ps(0.5)));
+            for _ in 0..STEPS {
+                acc.iter_mut().for_each(|acc| *acc = _mm512_fmadd_ps(a, a, *acc));
+            }
+            black_box(acc);
+        }
+
+        #[target_feature(enable = "avx512f,avx512bf16")]
+        pub(super) fn avx512_bf16() {
+            let zero = _mm512_setzero_ps();
+            let (mut acc, a) = ([zero; CHAINS], black_box(_mm512_cvtne2ps_pbh(zero, zero)));
+            for _ in 0..STEPS {
+                acc.iter_mut().for_each(|acc| *acc = _mm512_dpbf16_ps(*acc, a, a));
+            }
+            black_box(acc);
+        }
+
+        #[target_feature(enable = "avx2,fma")]
+        pub(super) fn avx2() {
+            let (mut acc, a) = ([_mm256_setzero_ps(); CHAINS], black_box(_mm256_set1_ps(0.5)));
+            for _ in 0..STEPS {
+                acc.iter_mut().for_each(|acc| *acc = _mm256_fmadd_ps(a, a, *acc));
+            }
+            black_box(acc);
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! Copies part of a matrix into a panel, `[k_words][width]` as the micro-kernel reads it.
+//!
+//! A *line* is a row of A or a column of B. Where lines lie next to each other the copy takes a vector of lines for each
+//! word of k; where k does, it transposes squares of words in registers.
+
+use super::micro::{MAX_LANES, Words};
+
+/// Lines `0..lines` and elements `0..k` of a matrix, to be packed into one panel.
+pub(super) struct Strip<T> {
+    /// Line 0, element 0.
+    pub(super) src: *const T,
+    /// Elements from one line to the next; 1 or `k_stride` is 1.
+    pub(super) line_stride: usize,
+    /// Elements from one k to the next.
+    pub(super) k_stride: usize,
+    /// Lines there are; the panel may be wider.
+    pub(super) lines: usize,
+    pub(super) k: usize,
+    /// Lines of the panel: a multiple of `LANES`.
+    pub(super) width: usize,
+}
+
+/// Fills the panel `out`. Lines and elements past the last are zero, except for whole vectors of lines, which are left as
+/// they are: no micro-kernel reads them.
+///
+/// # Safety
+/// The elements of the strip may be read.
+#[inline(always)]
+pub(super) unsafe fn strip<S: Words<T>, T>(s: S, strip: &Strip<T>, out: &mut [u32]) {
+    let k_words = strip.k.div_ceil(S::K_PER_WORD);
+    assert!(out.len() >= k_words * strip.width && strip.lines <= strip.width, "gemm: a panel is too small");
+    for first in (0..strip.lines).step_by(S::LANES) {
+        // SAFETY: line `first` is one of the strip's, and vectors of lines from `first` on fit into the panel's rows.
+        unsafe {
+            if strip.line_stride == 1 {
+                copy(s, strip, first, out.as_mut_ptr());
+            } else {
+                transpose(s, strip, first, out.as_mut_ptr());
+            }
+        }
+    }
+}
+
+/// Packs `LANES` lines that lie next to each other.
+#[inline(always)]
+unsafe fn copy<S: Words<T>, T>(s: S, strip: &Strip<T>, first: usize, out: *mut u32) {
+    for (word, k) in (0..strip.k).step_by(S::K_PER_WORD).enumerate() {
+        // SAFETY: line `first` and element `k` exist; the panel has a row for each word.
+        unsafe {
+            let src = strip.src.add(first + k * strip.k_stride);
+            let reg = s.across(src, strip.k_stride, strip.k - k, strip.lines - first);
+            s.store(out.add(word * strip.width + first), reg);
+        }
+    }
+}
+
+/// Packs `LANES` lines along which k is contiguous.
+#[inline(always)]
+unsafe fn transpose<S: Words<T>, T>(s: S, strip: &Strip<T>, first: usize, out: *mut u32) {
+    let k_words = strip.k.div_ceil(S::K_PER_WORD);
+    let lines = (strip.lines - first).min(S::LANES);
+    for word in (0..k_words).step_by(S::LANES) {
+        let k = word * S::K_PER_WORD;
+        let mut block = [s.zero(); MAX_LANES];
+        for (line, reg) in block.iter_mut().enumerate().take(S::LANES) {
+            if line < lines {
+                // SAFETY: the line and element `k` exist.
+                *reg = unsafe { s.along_k(strip.src.add((first + line) * strip.line_stride + k), strip.k - k) };
+            }
+        }
+        s.transpose(&mut block);
+        let words = (k_words - word).min(S::LANES);
+        for (i, reg) in block.into_iter().enumerate().take(S::LANES) {
+            if i < words {
+                // SAFETY: the panel has a row for word `word + i`.
+                unsafe { s.store(out.add((word + i) * strip.width + first), reg) };
+            }
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! A few rows against a weight whose k is contiguous: `y[m, n] = x[m, k] w[n, k]^T`, the product of generation.
+//!
+//! Every weight is used `m` times, so memory is the bound: the weight is streamed once, as it lies, in dot products.
+//! The bits differ from those of [`super::block`], but not with the number of threads.
+
+use super::micro::{Kernel, Words};
+use super::{GemmArgs, GemmInput};
+use crate::Cpu;
+use crate::element::Element;
+
+/// Rows up to which this pays.
+pub(super) const MAX_ROWS: usize = 8;
+
+/// Bytes of weights in a task: some microseconds of streaming.
+const TASK_BYTES: usize = 64 << 10;
+
+/// Below this many multiply-adds the product is done before another thread would wake.
+const SERIAL_WORK: usize = 1 << 16;
+
+/// Dot products of `rows` rows of x with `lines` rows of w.
+pub(super) struct Dots<T, C> {
+    pub(super) x: *const T,
+    pub(super) x_stride: usize,
+    pub(super) rows: usize,
+    pub(super) w: *const T,
+    pub(super) w_stride: usize,
+    pub(super) lines: usize,
+    pub(super) k: usize,
+    /// Where the product of row 0 and line 0 goes; lines are next to each other.
+    pub(super) c: *mut C,
+    pub(super) c_stride: usize,
+    /// One number for each line.
+    pub(super) bias: Option<*const T>,
+    /// Whether the old C is added.
+    pub(super) adds_c: bool,
+}
+
+/// Computes the product; `args` were checked, `a` and `b` are contiguous along k and there is at least one element.
+pub(super) fn run<T: GemmInput, C: Element>(cpu: &Cpu, kernel: &Kernel<T, C>, args: GemmArgs<'_, T, C>) {
+    let GemmArgs { m, n, k, a, b, c, bias, accumulate } = args;
+    let lines = (TASK_BYTES / (k.max(1) * size_of::<T>())).clamp(8, 1024).next_multiple_of(8);
+    let out = super::Out { data: c.data.as_mut_ptr() };
+    let task = |index: usize| {
+        let first = index * lines;
+        let job = Dots {
+            x: a.data.as_ptr(),
+            x_stride: a.row_stride,
+            rows: m,
+            w: b.data[(first * b.col_stride).min(b.data.len())..].as_ptr(),
+            w_stride: b.col_stride,
+            lines: lines.min(n - first),
+            k,
+            c: out.at(first),
+            c_stride: c.row_stride,
+            bias: bias.map(|bias| bias[first..].as_ptr()),
+            adds_c: accumulate,
+        };
+        // SAFETY: `check` found the matrices inside their slices; tasks write different columns of C.
+        unsafe { (kernel.dots)(&job) };
+    };
+    super::run_tasks(cpu, n.div_ceil(lines), m * n * k < SERIAL_WORK, task);
+}
+
+/// # Safety
+/// The rows of x and w may be read for `k` elements, C may be read and written; `rows` is 1 to [`MAX_ROWS`].
+#[inline(always)]
+pub(super) unsafe fn dots<S: Words<T>, T: Element, C: Element>(s: S, job: &Dots<T, C>) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        match job.rows {
+            1 => by_rows::<S, T, C, 1, 4>(s, job),
+            2 => by_rows::<S, T, C, 2, 4>(s, job),
+            3..=4 => by_rows::<S, T, C, 4, 4>(s, job),
+            _ => by_rows::<S, T, C, MAX_ROWS, 2>(s, job),
+        }
+    }
+}
+
+/// `L` lines at a time against up to `R` rows; rows and lines past the last repeat it and are not written.
+#[inline(always)]
+unsafe fn by_rows<S: Words<T>, T: Element, C: Element, const R: usize, const L: usize>(s: S, job: &Dots<T, C>) {
+    for first in (0..job.lines).step_by(L) {
+        let mut acc = [[s.zero(); L]; R];
+        for k in (0..job.k).step_by(S::K_PER_WORD * S::LANES) {
+            // SAFETY: rows, lines and `k` are clamped to those that exist; the caller lets us read them.
+            unsafe {
+                let w: [S::Reg; L] = std::array::from_fn(|l| {
+                    let line = (first + l).min(job.lines - 1);
+                    s.along_k(job.w.add(line * job.w_stride + k), job.k - k)
+                });
+                for (i, acc) in acc.iter_mut().enumerate() {
+                    let row = i.min(job.rows - 1);
+                    let x = s.along_k(job.x.add(row * job.x_stride + k), job.k - k);
+                    for l in 0..L {
+                        acc[l] = s.mul_add(x, w[l], acc[l]);
+                    }
+                }
+            }
+        }
+        for (row, acc) in acc.into_iter().enumerate().take(job.rows) {
+            for (l, acc) in acc.into_iter().enumerate().take(job.lines - first) {
+                // SAFETY: the row and the line exist; the caller lets us use C and the bias there.
+                unsafe {
+                    let mut sum = s.sum(acc);
+                    if let Some(bias) = job.bias {
+                        sum += (*bias.add(first + l)).to_f32();
+                    }
+                    let c = job.c.add(row * job.c_stride + first + l);
+                    if job.adds_c {
+                        sum += (*c).to_f32();
+                    }
+                    *c = C::from_f32(sum);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! One pass over a model's blocks: forward, or forward and backward, on one rank.
+//!
+//! # Order of events
+//! 1. Forward, block by block: [`Residency::gather`], the block on a fresh segment, [`Residency::release`]. Under recompute
+//!    a segment is not recorded; what flowed into the block is kept instead.
+//! 2. Backward, last block first: gather, under recompute the block's forward again (same seed, same dropout), the
+//!    segment's backward, [`Residency::reduce`], release.
+//!
+//! # Invariants
+//! - Weights are read only between gather and release of a block that lists them.
+//! - The head is never recomputed: its segment runs backward right after its forward.
+
+use crate::block::Model;
+use ops::{Cost, Cx, Env, Flow, HeadRequest, OpError, Result, Segment, Var};
+use tensor::{FillArgs, Tensor};
+
+/// Makes a block's weights available while it runs. ZeRO-3 gathers here; whole resident weights need nothing.
+pub trait Residency {
+    /// Before a block runs, forward or backward.
+    fn gather(&self, _model: &Model, _block: usize) -> Result<()> {
+        Ok(())
+    }
+    /// After a block's backward: its gradients of this micro-batch are complete.
+    fn reduce(&self, _model: &Model, _block: usize) -> Result<()> {
+        Ok(())
+    }
+    /// After a block ran.
+    fn release(&self, _model: &Model, _block: usize) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// All weights are here all the time.
+pub struct Resident;
+
+impl Residency for Resident {}
+
+/// Runs a model on one rank.
+pub struct Pass<'a> {
+    /// The blocks.
+    pub model: &'a Model,
+    /// Where the weights of a block come from.
+    pub residency: &'a dyn Residency,
+}
+
+/// What a block's forward leaves for its backward.
+struct Held {
+    /// Recorded ops, or `None` under recompute.
+    segment: Option<Segment>,
+    inputs: Flow<Tensor>,
+    input_vars: Flow,
+    output_vars: Flow,
+    output: Option<Var>,
+    losses: Vec<Var>,
+}
+
+/// A block's forward.
+struct Ran {
+    held: Held,
+    flow: Flow<Tensor>,
+    output: Option<Tensor>,
+    cost: Cost,
+}
+
+impl Pass<'_> {
+    /// What the head gives for [`Env::head`], without anything for backward, and the cost.
+    pub fn forward(&self, env: &Env<'_>) -> Result<(Tensor, Cost)> {
+        let (mut flow, mut output, mut cost) = (Flow::default(), None, Cost::default());
+        for block in 0..self.model.blocks.len() {
+            self.residency.gather(self.model, block)?;
+            let ran = self.run_block(env, block, flow, false)?;
+            self.residency.release(self.model, block)?;
+            cost += ran.cost;
+            (flow, output) = (ran.flow, ran.output.or(output));
+        }
+        Ok((output.expect("Pass::forward: no block declared an output"), cost))
+    }
+
+    /// Log-probabilities of the targets, with gradients added to the store, and the cost of the forward pass.
+    ///
+    /// - `env.head` must be [`HeadRequest::TokenLogprobs`] with a seed: the gradient of the loss with respect to each
+    ///   counted log-probability.
+    /// - `loss_weight`: the gradient of the step's loss with respect to blocks' own losses.
+    /// - `recompute`: keep only what flows between blocks and run them again for backward.
+    pub fn forward_backward(&self, env: &Env<'_>, loss_weight: f32, recompute: bool) -> Result<(Tensor, Cost)> {
+        let HeadRequest::TokenLogprobs { seed: Some(seed) } = env.head else {
+            panic!("Pass::forward_backward: the head was not asked for log-probabilities with a seed");
+        };
+        let last = self.model.blocks.len() - 1;
+        let (mut held, mut flow, mut cost, mut logprobs) = (Vec::new(), Flow::default(), Cost::default(), None);
+        for block in 0..=last {
+            self.residency.gather(self.model, block)?;
+            let ran = self.run_block(env, block, flow, !recompute || block == last)?;
+            self.residency.release(self.model, block)?;
+            cost += ran.cost;
+            held.push(ran.held);
+            (flow, logprobs) = (ran.flow, ran.output);
+        }
+        drop(flow);
+        let logprobs = logprobs.expect("Pass::forward_backward: the last block declared no output");
+        let dlogprobs = env.alloc_f32(logprobs.shape())?;
+        (env.queue.backend().fill)(env.queue, FillArgs { out: &dlogprobs, value: seed })?;
+        let mut grads = Flow::default();
+        let mut output_grad = Some(dlogprobs);
+        for block in (0..=last).rev() {
+            let block_held = held.pop().expect("one per block");
+            self.residency.gather(self.model, block)?;
+            grads = self.run_backward(env, block, block_held, grads, output_grad.take(), loss_weight)?;
+            self.residency.reduce(self.model, block)?;
+            self.residency.release(self.model, block)?;
+        }
+        Ok((logprobs, cost))
+    }
+
+    /// The name of the first block whose hidden states or output are not finite, looking at them on the host.
+    pub fn first_non_finite(&self, env: &Env<'_>) -> Result<Option<String>> {
+        let mut flow = Flow::default();
+        for (block, named) in self.model.blocks.iter().enumerate() {
+            self.residency.gather(self.model, block)?;
+            let ran = self.run_block(env, block, flow, false)?;
+            self.residency.release(self.model, block)?;
+            for tensor in ran.flow.hidden.iter().chain(&ran.output) {
+                if env.queue.read_f32(tensor)?.iter().any(|x| !x.is_finite()) {
+                    return Ok(Some(named.name.clone()));
+                }
+            }
+            flow = ran.flow;
+        }
+        Ok(None)
+    }
+
+    fn run_block(&self, env: &Env<'_>, block: usize, inputs: Flow<Tensor>, record: bool) -> Result<Ran> {
+        let mut cx = Cx::new(env, block, record);
+        let mut input = |tensor: &Tensor| cx.input(tensor.clone(), true);
+        let input_vars = Flow {
+            hidden: inputs.hidden.as_ref().map(&mut input),
+            sides: inputs.sides.iter().map(|(name, tensor)| (*name, input(tensor))).collect(),
+        };
+        // With a recorded segment the ops hold what they need; only recompute needs the inputs again.
+        let inputs = if record { Flow::default() } else { inputs };
+        let output_vars = self.model.blocks[block].block.forward(&mut cx, input_vars.clone())?;
+        let (output, cost) = (cx.output(), cx.cost());
+        let losses = cx.losses().iter().map(|(_, var)| *var).collect();
+        let wanted: Vec<Var> = (output_vars.hidden.iter())
+            .chain(output_vars.sides.iter().map(|(_, var)| var))
+            .chain(&output)
+            .copied()
+            .collect();
+        let (segment, tensors) = cx.finish(&wanted);
+        let mut tensors = tensors.into_iter();
+        let flow = Flow {
+            hidden: output_vars.hidden.and_then(|_| tensors.next()),
+            sides: output_vars.sides.iter().filter_map(|(name, _)| Some((*name, tensors.next()?))).collect(),
+        };
+        let segment = record.then_some(segment);
+        let held = Held { segment, inputs, input_vars, output_vars, output, losses };
+        Ok(Ran { held, flow, output: tensors.next(), cost })
+    }
+
+    fn run_backward(
+        &self,
+        env: &Env<'_>,
+        block: usize,
+        mut held: Held,
+        grads: Flow<Tensor>,
+        output_grad: Option<Tensor>,
+        loss_weight: f32,
+    ) -> Result<Flow<Tensor>> {
+        if held.segment.is_none() {
+            held = self.run_block(env, block, held.inputs, true)?.held;
+        }
+        let side_names = held.input_vars.sides.iter().map(|(name, _)| *name);
+        let inputs: Vec<Var> =
+            held.input_vars.hidden.into_iter().chain(held.input_vars.sides.iter().map(|(_, var)| *var)).collect();
+        let outputs = held.output_vars.hidden.iter().zip(grads.hidden);
+        let mut seeds: Vec<(Var, Tensor)> = outputs.map(|(var, grad)| (*var, grad)).collect();
+        for (name, grad) in grads.sides {
+            let var = held.output_vars.sides.iter().find(|(side, _)| *side == name);
+            seeds.extend(var.map(|(_, var)| (*var, grad)));
+        }
+        seeds.extend(held.output.zip(output_grad));
+        for loss in held.losses {
+            let seed = env.alloc_f32([1])?;
+            (env.queue.backend().fill)(env.queue, FillArgs { out: &seed, value: loss_weight })?;
+            seeds.push((loss, seed));
+        }
+        let segment = held.segment.expect("Pass::run_backward: recorded above");
+        let mut grads = segment.backward(env, seeds, &inputs)?.into_iter();
+        let hidden = held.input_vars.hidden.and_then(|_| grads.next()).flatten();
+        let sides = side_names.zip(grads).filter_map(|(name, grad)| Some((name, grad?))).collect();
+        Ok(Flow { hidden, sides })
+    }
+}
+
+impl Model {
+    /// Checks that a row of `len` tokens fits the model's positions.
+    pub fn check_length(&self, len: usize) -> Result<()> {
+        match self.max_positions {
+            Some(max) if len > max => Err(OpError::TooLong(format!(
+                "a row of {len} tokens is longer than the model's {max} positions; shorten it or set data.sequence_length"
+            ))),
+            _ => Ok(()),
+        }
+    }
+}

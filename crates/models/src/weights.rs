@@ -1,0 +1,126 @@
+//! Where the values of a model's parameters come from, and their way into a store.
+//!
+//! Values are made or read one tensor at a time: besides the model at most one is in memory.
+
+use crate::block::Model;
+use crate::hf::{HfError, WantedWeight, WeightFiles, match_weights};
+use crate::param::ParamSpec;
+use ops::{OpError, ParamId, ParamStore, Part, Role};
+use std::path::Path;
+use tensor::{DType, KernelError, MemoryKind, Queue, Tensor};
+
+/// Why weights could not be put in place.
+#[derive(Debug, thiserror::Error)]
+pub enum WeightError {
+    /// The files are at fault.
+    #[error(transparent)]
+    Files(#[from] HfError),
+    /// The device is.
+    #[error(transparent)]
+    Op(#[from] OpError),
+}
+
+impl From<KernelError> for WeightError {
+    fn from(error: KernelError) -> Self {
+        Self::Op(error.into())
+    }
+}
+
+/// Where values come from.
+pub enum WeightSource {
+    /// As Transformers initialises them: a function of (seed, name, index).
+    Random {
+        /// `run.seed`.
+        seed: u64,
+    },
+    /// A Hugging Face folder whose names and shapes have been held against the model.
+    Files {
+        /// The open files.
+        files: WeightFiles,
+        /// Per parameter the name of its tensor in the files; `None` for computed tables.
+        names: Vec<Option<String>>,
+    },
+}
+
+impl WeightSource {
+    /// Opens a folder and holds every name and shape against the model. Reads headers only.
+    pub fn folder(folder: &Path, model: &Model) -> Result<Self, HfError> {
+        let files = WeightFiles::open(folder)?;
+        let stored: Vec<&ParamSpec> = model.params.iter().filter(|spec| !spec.is_table()).collect();
+        let wanted: Vec<WantedWeight> = (stored.iter())
+            .map(|spec| {
+                let axes: Vec<String> = spec.dims.iter().map(axes).collect();
+                WantedWeight { name: spec.name.clone(), shape: spec.shape().dims().to_vec(), axes: axes.join(" x ") }
+            })
+            .collect();
+        let config = model.config.as_ref().expect("WeightSource::folder: a model read from a folder has a config");
+        let found = match_weights(&files, &config.name_rules(), &wanted)?;
+        let mut found = found.into_iter().map(|entry| entry.name.to_owned());
+        let names = model.params.iter().map(|spec| if spec.is_table() { None } else { found.next() }).collect();
+        Ok(Self::Files { files, names })
+    }
+
+    /// The values of one rank's share of a parameter.
+    pub fn values(&self, id: ParamId, spec: &ParamSpec, part_of: &dyn Fn(&str) -> Part) -> Result<Vec<f32>, HfError> {
+        let mut values = Vec::with_capacity(spec.share_shape(part_of).elements());
+        for run in spec.share_runs(part_of) {
+            match self {
+                Self::Files { files, names } => match &names[id.index()] {
+                    Some(name) => values.extend(files.read_f32(name, run)?),
+                    None => values.extend(spec.initial(0, run)),
+                },
+                Self::Random { seed } => values.extend(spec.initial(*seed, run)),
+            }
+        }
+        Ok(values)
+    }
+}
+
+fn axes(dim: &crate::Dim) -> String {
+    let parts: Vec<&str> = dim.parts.iter().map(|(axis, _)| *axis).collect();
+    let parts = parts.join(" + ");
+    if dim.unit == 1 { parts } else { format!("({parts}) x head_dim") }
+}
+
+/// A store with every parameter of a model declared and none in memory. Computed tables are frozen.
+pub fn declare(model: &Model, part_of: &dyn Fn(&str) -> Part) -> ParamStore {
+    let mut store = ParamStore::default();
+    for spec in &model.params {
+        let role = if spec.is_table() { Role::Frozen } else { Role::Trained };
+        store.declare(spec.name.clone(), spec.share_shape(part_of), role);
+    }
+    store
+}
+
+/// Puts one rank's share of a parameter on the device, in f32.
+pub fn load_one(
+    source: &WeightSource,
+    queue: &Queue,
+    (id, spec): (ParamId, &ParamSpec),
+    part_of: &dyn Fn(&str) -> Part,
+) -> Result<Tensor, WeightError> {
+    let values = source.values(id, spec, part_of)?;
+    Ok(queue.upload(MemoryKind::Weights, spec.share_shape(part_of), &values)?)
+}
+
+/// The tensor in another format; the same handle if it has it already.
+pub fn cast(queue: &Queue, x: &Tensor, dtype: DType) -> Result<Tensor, KernelError> {
+    if x.dtype() == dtype {
+        return Ok(x.clone());
+    }
+    let out = queue.alloc(MemoryKind::Weights, dtype, x.shape())?;
+    (queue.backend().copy)(queue, tensor::CopyArgs { x, out: &out })?;
+    Ok(out)
+}
+
+/// A store with all weights in place in `dtype`, for evaluation and generation. Tables stay f32.
+pub fn load(model: &Model, source: &WeightSource, queue: &Queue, dtype: DType) -> Result<ParamStore, WeightError> {
+    let whole = |_: &str| Part::WHOLE;
+    let store = declare(model, &whole);
+    for (id, spec) in model.iter() {
+        let values = load_one(source, queue, (id, spec), &whole)?;
+        let dtype = if spec.is_table() { DType::F32 } else { dtype };
+        store.set_weight(id, Some(cast(queue, &values, dtype)?));
+    }
+    Ok(store)
+}

@@ -1,0 +1,83 @@
+//! A model on the CPU with its weights and one batch: what the tests of whole models run.
+
+use models::weights::{self, WeightSource};
+use models::{Model, ModelConfig, Pass, Resident, registry};
+use ops::{Batch, Document, Env, HeadRequest, ParamStore, Single};
+use std::path::Path;
+use tensor::{DType, Isa, Queue, Tensor, cpu};
+use testing::oracle::Row;
+
+/// A model in memory.
+pub struct Loaded {
+    pub queue: Queue,
+    pub model: Model,
+    pub store: ParamStore,
+    pub dtype: DType,
+}
+
+impl Loaded {
+    /// From a Hugging Face folder.
+    pub fn from_folder(folder: &Path, dtype: DType, isa: Isa) -> Self {
+        let config = ModelConfig::from_folder(folder).expect("a readable config.json");
+        let model = registry::build(&config, config.max_positions());
+        let source = WeightSource::folder(folder, &model).expect("weights that fit");
+        Self::new(model, &source, dtype, isa)
+    }
+
+    pub fn new(model: Model, source: &WeightSource, dtype: DType, isa: Isa) -> Self {
+        let queue = cpu::queue(2, false, isa);
+        let store = weights::load(&model, source, &queue, dtype).expect("weights that load");
+        store.allocate_gradients(&queue).expect("memory for gradients");
+        Self { queue, model, store, dtype }
+    }
+
+    pub fn env<'a>(&'a self, batch: &'a Batch, head: HeadRequest) -> Env<'a> {
+        Env {
+            queue: &self.queue,
+            params: &self.store,
+            regions: &Single,
+            batch,
+            dtype: self.dtype,
+            head,
+            dropout: None,
+            cache: None,
+        }
+    }
+
+    pub fn pass(&self) -> Pass<'_> {
+        Pass { model: &self.model, residency: &Resident }
+    }
+
+    /// Rows of the oracle as one packed batch; targets are labels moved by one.
+    pub fn batch(&self, rows: &[Row]) -> Batch {
+        let (mut ids, mut targets, mut documents) = (Vec::new(), Vec::new(), Vec::new());
+        for (sample, row) in rows.iter().enumerate() {
+            ids.extend(&row.ids);
+            let mut start = 0;
+            for end in (1..=row.ids.len()).filter(|&t| t == row.ids.len() || row.documents[t] != row.documents[t - 1]) {
+                let len = end - start;
+                targets.extend((start + 1..end).map(|t| row.labels[t] as i32).chain([-100]));
+                documents.push(Document { len, sample: sample as u32, row_position: start as u32, position: 0 });
+                start = end;
+            }
+        }
+        Batch::new(&self.queue, &ids, Some(&targets), &documents).expect("a batch")
+    }
+
+    /// Loss as Transformers defines it, and gradients in the store.
+    pub fn loss_and_gradients(&self, rows: &[Row], recompute: bool) -> (f64, Vec<(String, Vec<f32>)>) {
+        let batch = self.batch(rows);
+        let count = batch.num_targets;
+        let env = self.env(&batch, HeadRequest::TokenLogprobs { seed: Some(-1.0 / count as f32) });
+        self.store.clear_gradients();
+        let (logprobs, _) = self.pass().forward_backward(&env, 0.0, recompute).expect("forward and backward");
+        let loss = -sum(&self.queue, &logprobs) / count as f64;
+        let gradients = self.store.gradients(&self.queue).expect("gradients").into_iter();
+        let read = |(id, g): (_, Tensor)| (self.store.name(id).to_owned(), self.queue.read(&g).expect("a gradient"));
+        (loss, gradients.map(read).collect())
+    }
+}
+
+pub fn sum(queue: &Queue, x: &Tensor) -> f64 {
+    queue.read::<f32>(x).expect("numbers").iter().map(|x| f64::from(*x)).sum()
+}

@@ -1,0 +1,83 @@
+//! The tokens of one micro-batch, packed one row after another.
+
+use crate::Result;
+use std::sync::Arc;
+use tensor::{MemoryKind, Queue, Segment, Tensor};
+
+/// A run of tokens that see each other: a document, or the part of one that lies in a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Document {
+    /// Tokens.
+    pub len: usize,
+    /// Sample in the global batch.
+    pub sample: u32,
+    /// Position of the first token in its row (dropout draws by it).
+    pub row_position: u32,
+    /// Position of the first token in the document as the model counts it: 0, or what a cache already holds.
+    pub position: u32,
+}
+
+/// The tokens of one micro-batch. N tokens in all; the documents cover them in order.
+pub struct Batch {
+    /// Number of tokens, N.
+    pub num_tokens: usize,
+    /// u32 [N].
+    pub ids: Tensor,
+    /// u32 [N]: position in the document.
+    pub positions: Tensor,
+    /// u32 [N]: position in the row.
+    pub row_positions: Tensor,
+    /// u32 [N]: sample in the global batch.
+    pub samples: Tensor,
+    /// i32 [N]: the token to predict after each; negative: not counted. `None` when only logits are wanted.
+    pub targets: Option<Tensor>,
+    /// f32 [N, V]: probabilities to predict instead of a single token.
+    pub soft_targets: Option<Tensor>,
+    /// Which queries see which keys.
+    pub segments: Arc<[Segment]>,
+    /// Targets that count.
+    pub num_targets: usize,
+}
+
+impl Batch {
+    /// # Panics
+    /// If the documents do not cover the tokens, or `targets` has another length.
+    pub fn new(queue: &Queue, ids: &[u32], targets: Option<&[i32]>, documents: &[Document]) -> Result<Self> {
+        let num_tokens = ids.len();
+        let covered: usize = documents.iter().map(|d| d.len).sum();
+        assert!(covered == num_tokens, "Batch::new: documents cover {covered} of {num_tokens} tokens");
+        assert!(targets.is_none_or(|t| t.len() == num_tokens), "Batch::new: as many targets as tokens");
+        let per_token = |f: fn(&Document, u32) -> u32| -> Vec<u32> {
+            documents.iter().flat_map(|d| (0..d.len as u32).map(move |i| f(d, i))).collect()
+        };
+        let upload = |data: &[u32]| queue.upload(MemoryKind::Activations, [num_tokens], data);
+        let mut start = 0;
+        let segments = documents.iter().map(|d| {
+            let q_start = start;
+            start += d.len;
+            let position = d.position as usize;
+            Segment {
+                q_start,
+                q_len: d.len,
+                k_start: q_start,
+                k_len: d.len,
+                q_position: position,
+                k_position: position,
+                sample: d.sample,
+                row_position: d.row_position,
+            }
+        });
+        let segments = segments.collect();
+        Ok(Self {
+            num_tokens,
+            ids: upload(ids)?,
+            positions: upload(&per_token(|d, i| d.position + i))?,
+            row_positions: upload(&per_token(|d, i| d.row_position + i))?,
+            samples: upload(&per_token(|d, _| d.sample))?,
+            targets: targets.map(|t| queue.upload(MemoryKind::Activations, [num_tokens], t)).transpose()?,
+            soft_targets: None,
+            segments,
+            num_targets: targets.map_or(0, |t| t.iter().filter(|&&t| t >= 0).count()),
+        })
+    }
+}

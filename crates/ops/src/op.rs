@@ -1,0 +1,40 @@
+//! The contract of an operation.
+
+use crate::{Env, Result};
+use std::ops::AddAssign;
+use tensor::Tensor;
+
+/// What an op costs, for `plan` and for profiles.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Multiplications and additions, forward. Backward of a product with a weight is twice that.
+    pub flops: u64,
+    /// Bytes read and written at least once, forward.
+    pub bytes: u64,
+}
+
+impl AddAssign for Cost {
+    fn add_assign(&mut self, other: Self) {
+        self.flops += other.flops;
+        self.bytes += other.bytes;
+    }
+}
+
+/// A differentiable operation: one value of the type is one use of it on a tape.
+///
+/// Weights are named by id and resolved through [`Env::params`] in forward and again in backward: they may not be in
+/// memory in between.
+pub trait Op: Send {
+    /// The name in errors and profiles.
+    fn name(&self) -> &'static str;
+
+    /// Checks the shapes, computes the output, and keeps in `self` what backward needs.
+    fn forward(&mut self, env: &Env<'_>, inputs: &[Tensor]) -> Result<Tensor>;
+
+    /// The gradient of each input, given that of the output; `None` where nothing flows back. Gradients of weights are
+    /// added to [`crate::Params::gradient`]. `grad` may be written in place if it is unique.
+    fn backward(self: Box<Self>, env: &Env<'_>, grad: Tensor) -> Result<Vec<Option<Tensor>>>;
+
+    /// Cost of the forward pass on these inputs.
+    fn cost(&self, env: &Env<'_>, inputs: &[Tensor]) -> Cost;
+}

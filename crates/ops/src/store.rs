@@ -1,0 +1,127 @@
+//! Weights and gradients of one model on one rank, whole and resident.
+
+use crate::{GradSlot, OpError, ParamId, Params, Result};
+use std::cell::{Cell, RefCell};
+use tensor::{DType, FillArgs, MemoryKind, Queue, Shape, Tensor};
+
+/// What a weight is there for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It has a gradient and optimizer state.
+    Trained,
+    /// It is read only, in the format it was stored in.
+    Frozen,
+}
+
+struct Entry {
+    name: String,
+    shape: Shape,
+    role: Role,
+    weight: RefCell<Option<Tensor>>,
+    gradient: RefCell<Option<Tensor>>,
+    /// Whether this step has put something into `gradient`.
+    written: Cell<bool>,
+}
+
+/// The weights of a model. A process may hold several (a reference model, an average): there is no global state.
+#[derive(Default)]
+pub struct ParamStore {
+    entries: Vec<Entry>,
+}
+
+impl ParamStore {
+    /// Adds a weight without memory; ids count from 0 in this order.
+    pub fn declare(&mut self, name: impl Into<String>, shape: Shape, role: Role) -> ParamId {
+        let id = ParamId(self.entries.len() as u32);
+        let (weight, gradient, written) = Default::default();
+        self.entries.push(Entry { name: name.into(), shape, role, weight, gradient, written });
+        id
+    }
+
+    /// All ids, in order.
+    pub fn ids(&self) -> impl Iterator<Item = ParamId> + use<> {
+        (0..self.entries.len() as u32).map(ParamId)
+    }
+
+    /// The Hugging Face name.
+    pub fn name(&self, id: ParamId) -> &str {
+        &self.entries[id.index()].name
+    }
+
+    /// Puts a weight in place; `None` takes it away (it is not gathered).
+    pub fn set_weight(&self, id: ParamId, weight: Option<Tensor>) {
+        let entry = &self.entries[id.index()];
+        if let Some(weight) = &weight {
+            let got = weight.shape();
+            assert!(got == entry.shape, "ParamStore::set_weight: {} is {}, got {got}", entry.name, entry.shape);
+        }
+        *entry.weight.borrow_mut() = weight;
+    }
+
+    /// Forgets all gradients: the next one to come is written, not added.
+    pub fn clear_gradients(&self) {
+        self.entries.iter().for_each(|entry| entry.written.set(false));
+    }
+
+    /// The gradients of trained weights; those that nothing was added to are zero.
+    pub fn gradients(&self, queue: &Queue) -> Result<Vec<(ParamId, Tensor)>> {
+        let mut gradients = Vec::with_capacity(self.entries.len());
+        for (id, entry) in self.ids().zip(&self.entries).filter(|(_, entry)| entry.role == Role::Trained) {
+            let slot = entry.slot(queue)?;
+            if !slot.accumulate {
+                (queue.backend().fill)(queue, FillArgs { out: &slot.tensor, value: 0.0 })?;
+            }
+            gradients.push((id, slot.tensor));
+        }
+        Ok(gradients)
+    }
+
+    /// Sets aside the memory of all gradients.
+    pub fn allocate_gradients(&self, queue: &Queue) -> Result<()> {
+        for entry in self.entries.iter().filter(|entry| entry.role == Role::Trained) {
+            entry.allocate_gradient(queue)?;
+        }
+        Ok(())
+    }
+}
+
+impl Entry {
+    fn allocate_gradient(&self, queue: &Queue) -> Result<()> {
+        let mut gradient = self.gradient.borrow_mut();
+        if gradient.is_none() {
+            *gradient = Some(queue.alloc(MemoryKind::Gradients, DType::F32, self.shape)?);
+        }
+        Ok(())
+    }
+
+    fn slot(&self, queue: &Queue) -> Result<GradSlot> {
+        self.allocate_gradient(queue)?;
+        let tensor = self.gradient.borrow().clone().expect("Entry::slot: allocated on the line above");
+        Ok(GradSlot { tensor, accumulate: self.written.replace(true) })
+    }
+}
+
+impl Params for ParamStore {
+    fn weight(&self, id: ParamId) -> Result<Tensor> {
+        let entry = &self.entries[id.index()];
+        entry.weight.borrow().clone().ok_or_else(|| OpError::NotGathered { name: entry.name.clone() })
+    }
+
+    fn shape(&self, id: ParamId) -> Shape {
+        self.entries[id.index()].shape
+    }
+
+    fn gradient(&self, id: ParamId) -> Result<Option<GradSlot>> {
+        let entry = &self.entries[id.index()];
+        if entry.role == Role::Frozen {
+            return Ok(None);
+        }
+        let gradient = entry.gradient.borrow().clone();
+        let tensor = gradient.unwrap_or_else(|| panic!("ParamStore: {} has no memory for a gradient", entry.name));
+        Ok(Some(GradSlot { tensor, accumulate: entry.written.replace(true) }))
+    }
+
+    fn is_trained(&self, id: ParamId) -> bool {
+        self.entries[id.index()].role == Role::Trained
+    }
+}

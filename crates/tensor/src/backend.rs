@@ -1,0 +1,502 @@
+//! The kernels of one kind of device: one function per kernel, absent by default.
+//!
+//! A new kernel is one entry in the list at the end of this file and one in each device that has it. Arguments travel in
+//! a struct generic over the handle: calls pass `&Tensor`, a device that defers work keeps `Tensor`s ([`MatmulArgs::map`]).
+//!
+//! Shape legend: N tokens, D width, V vocabulary, H heads, P positions.
+
+use crate::{AttentionSpec, Gelu, Queue, Segment, Storage, Tensor};
+use std::sync::Arc;
+
+/// Why a device could not do what it was asked.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum KernelError {
+    /// The device has no such kernel.
+    #[error("device {device} has no kernel {op}; use another device for this run")]
+    Unsupported {
+        /// The device's name.
+        device: &'static str,
+        /// The kernel's name.
+        op: &'static str,
+    },
+    /// The device has no memory left.
+    #[error(
+        "out of memory: {bytes} more bytes were asked for; lower train_micro_batch_size_per_gpu or \
+         data.sequence_length, or set run.recompute"
+    )]
+    OutOfMemory {
+        /// What was asked for.
+        bytes: usize,
+    },
+    /// The device reported an error of its own.
+    #[error("device {device}: {message}")]
+    Device {
+        /// The device's name.
+        device: &'static str,
+        /// In the device's words.
+        message: String,
+    },
+}
+
+/// How a dropout mask is drawn: a number is a function of (key, sample, position, global feature), so any mesh and any
+/// number of threads draws the same.
+#[derive(Clone, Copy, Debug)]
+pub struct DropoutArgs<H> {
+    /// Chance that an element is dropped, in [0, 1).
+    pub probability: f32,
+    /// Made of seed, step and site.
+    pub key: [u32; 2],
+    /// u32 [N]: sample in the global batch.
+    pub samples: H,
+    /// u32 [N]: position in the row.
+    pub positions: H,
+    /// Global index of column 0, for ranks that hold a range of the columns.
+    pub first_feature: u32,
+}
+
+impl<H> DropoutArgs<H> {
+    /// The same arguments with other handles.
+    pub fn map<G>(self, f: &mut impl FnMut(H) -> G) -> DropoutArgs<G> {
+        DropoutArgs {
+            probability: self.probability,
+            key: self.key,
+            samples: f(self.samples),
+            positions: f(self.positions),
+            first_feature: self.first_feature,
+        }
+    }
+}
+
+/// Optimizer constants of one AdamW step.
+pub type AdamWParams = kernels::adamw::AdamW;
+/// Optimizer constants of one SGD step.
+pub type SgdParams = kernels::sgd::Sgd;
+
+/// Turns a field of an argument struct over to other handles: `tensor`, `option`, `dropout`, or a plain `value`.
+macro_rules! map_field {
+    (tensor, $field:expr, $f:expr) => {
+        $f($field)
+    };
+    (option, $field:expr, $f:expr) => {
+        $field.map(&mut *$f)
+    };
+    (dropout, $field:expr, $f:expr) => {
+        $field.map(|dropout| dropout.map($f))
+    };
+    (value($ty:ty), $field:expr, $f:expr) => {
+        $field
+    };
+}
+
+macro_rules! field_type {
+    (tensor, $h:ident) => { $h };
+    (option, $h:ident) => { Option<$h> };
+    (dropout, $h:ident) => { Option<DropoutArgs<$h>> };
+    (value($ty:ty), $h:ident) => { $ty };
+}
+
+/// Declares the kernels: per kernel an argument struct with `map`, a field of [`Backend`], and its absence.
+macro_rules! kernels {
+    ($($(#[$doc:meta])* $kernel:ident: $args:ident { $($(#[$fdoc:meta])* $field:ident: $kind:ident $(($ty:ty))?),* $(,)? })*) => {
+        $(
+            $(#[$doc])*
+            pub struct $args<H> { $($(#[$fdoc])* pub $field: field_type!($kind $(($ty))?, H)),* }
+
+            impl<H> $args<H> {
+                /// The same arguments with other handles.
+                pub fn map<G>(self, f: &mut impl FnMut(H) -> G) -> $args<G> {
+                    $args { $($field: map_field!($kind $(($ty))?, self.$field, f)),* }
+                }
+            }
+
+            impl $args<Tensor> {
+                /// Arguments that were kept, as a call takes them.
+                pub fn borrowed(&self) -> $args<&Tensor> {
+                    $args { $($field: borrow_field!($kind $(($ty))?, self.$field)),* }
+                }
+            }
+        )*
+
+        /// The kernels of one kind of device. What a device lacks is as in [`Backend::UNSUPPORTED`] and says so by name.
+        pub struct Backend {
+            /// The device's name in messages and in `run.device`.
+            pub name: &'static str,
+            /// Zeroed or stale memory of so many bytes.
+            pub allocate: fn(&Queue, usize) -> Result<Storage, KernelError>,
+            /// Copies host bytes into a contiguous tensor.
+            pub write: fn(&Queue, &Tensor, &[u8]) -> Result<(), KernelError>,
+            /// Waits for a contiguous tensor and copies it to the host.
+            pub read: fn(&Queue, &Tensor, &mut [u8]) -> Result<(), KernelError>,
+            $($(#[$doc])* pub $kernel: fn(&Queue, $args<&Tensor>) -> Result<(), KernelError>),*
+        }
+
+        impl Backend {
+            /// A device without kernels: what a new one starts from.
+            pub const UNSUPPORTED: Backend = Backend {
+                name: "unsupported",
+                allocate: |queue, _| Err(unsupported(queue, "allocate")),
+                write: |queue, _, _| Err(unsupported(queue, "write")),
+                read: |queue, _, _| Err(unsupported(queue, "read")),
+                $($kernel: |queue, _| Err(unsupported(queue, stringify!($kernel)))),*
+            };
+        }
+
+        /// Calls `$callback! { kernel: Args, ... }` with the list of all kernels: for devices that treat all alike.
+        #[macro_export]
+        macro_rules! for_each_kernel {
+            ($callback:ident) => { $callback! { $($kernel: $args),* } };
+        }
+    };
+}
+
+macro_rules! borrow_field {
+    (tensor, $field:expr) => {
+        &$field
+    };
+    (option, $field:expr) => {
+        $field.as_ref()
+    };
+    (dropout, $field:expr) => {
+        $field.as_ref().map(|d| DropoutArgs {
+            probability: d.probability,
+            key: d.key,
+            samples: &d.samples,
+            positions: &d.positions,
+            first_feature: d.first_feature,
+        })
+    };
+    (value($ty:ty), $field:expr) => {
+        $field.clone()
+    };
+}
+
+fn unsupported(queue: &Queue, op: &'static str) -> KernelError {
+    KernelError::Unsupported { device: queue.backend().name, op }
+}
+
+kernels! {
+    /// `out = a b (+ bias) (+ out)`, f32 accumulation. `a` is [m, k], or [k, m] when transposed; `b` [k, n] or [n, k].
+    matmul: MatmulArgs {
+        /// Left factor; rows may lie apart.
+        a: tensor,
+        /// Whether `a` is stored [k, m].
+        transpose_a: value(bool),
+        /// Right factor, in the format of `a`; rows may lie apart.
+        b: tensor,
+        /// Whether `b` is stored [n, k].
+        transpose_b: value(bool),
+        /// [n], in the format of `a`.
+        bias: option,
+        /// [m, n], f32 or the format of `a`; rows may lie apart.
+        out: tensor,
+        /// Add to what `out` holds.
+        accumulate: value(bool),
+    }
+    /// LayerNorm of the rows of `x` [N, D].
+    layer_norm: LayerNormArgs {
+        /// [N, D].
+        x: tensor,
+        /// [D].
+        weight: tensor,
+        /// [D].
+        bias: tensor,
+        /// Added to the variance.
+        eps: value(f32),
+        /// [N, D].
+        y: tensor,
+        /// f32 [N].
+        mean: tensor,
+        /// f32 [N].
+        inv_std: tensor,
+    }
+    /// Gradients of LayerNorm.
+    layer_norm_backward: LayerNormBackwardArgs {
+        /// [N, D].
+        x: tensor,
+        /// [D].
+        weight: tensor,
+        /// f32 [N].
+        mean: tensor,
+        /// f32 [N].
+        inv_std: tensor,
+        /// [N, D].
+        dy: tensor,
+        /// [N, D], written.
+        dx: tensor,
+        /// f32 [D].
+        dweight: tensor,
+        /// f32 [D].
+        dbias: tensor,
+        /// Add to `dweight` and `dbias` instead of writing them.
+        accumulate: value(bool),
+    }
+    /// RMSNorm of the rows of `x` [N, D]; the factor is `weight_offset + weight`.
+    rms_norm: RmsNormArgs {
+        /// [N, D].
+        x: tensor,
+        /// [D].
+        weight: tensor,
+        /// 0, or 1 for the Gemma kind.
+        weight_offset: value(f32),
+        /// Added to the mean square.
+        eps: value(f32),
+        /// [N, D].
+        y: tensor,
+        /// f32 [N].
+        inv_rms: tensor,
+    }
+    /// Gradients of RMSNorm.
+    rms_norm_backward: RmsNormBackwardArgs {
+        /// [N, D].
+        x: tensor,
+        /// [D].
+        weight: tensor,
+        /// 0, or 1 for the Gemma kind.
+        weight_offset: value(f32),
+        /// f32 [N].
+        inv_rms: tensor,
+        /// [N, D].
+        dy: tensor,
+        /// [N, D], written.
+        dx: tensor,
+        /// f32 [D].
+        dweight: tensor,
+        /// Add to `dweight` instead of writing it.
+        accumulate: value(bool),
+    }
+    /// `y = gelu(x)`.
+    gelu: GeluArgs {
+        /// tanh approximation or erf.
+        kind: value(Gelu),
+        /// Any shape.
+        x: tensor,
+        /// As `x`.
+        y: tensor,
+    }
+    /// `dx = gelu'(x) dy`.
+    gelu_backward: GeluBackwardArgs {
+        /// tanh approximation or erf.
+        kind: value(Gelu),
+        /// Any shape.
+        x: tensor,
+        /// As `x`.
+        dy: tensor,
+        /// As `x`, written.
+        dx: tensor,
+    }
+    /// `out = silu(gate) * up` with `gate_up` [N, 2F] = [gate | up].
+    silu_mul: SiluMulArgs {
+        /// [N, 2F].
+        gate_up: tensor,
+        /// [N, F].
+        out: tensor,
+    }
+    /// Gradient of `silu_mul`.
+    silu_mul_backward: SiluMulBackwardArgs {
+        /// [N, 2F].
+        gate_up: tensor,
+        /// [N, F].
+        dout: tensor,
+        /// [N, 2F], written.
+        dgate_up: tensor,
+    }
+    /// Rotates the first `num_heads` heads of every row, in place (Su et al. 2021; halves, not pairs).
+    rope: RopeArgs {
+        /// [N, at least num_heads x head_dim].
+        x: tensor,
+        /// Heads to rotate: queries, then keys.
+        num_heads: value(usize),
+        /// Width of a head.
+        head_dim: value(usize),
+        /// f32 [P, rotary_dim / 2].
+        cos: tensor,
+        /// f32 [P, rotary_dim / 2].
+        sin: tensor,
+        /// u32 [N].
+        positions: tensor,
+        /// By the negative angle: the backward.
+        inverse: value(bool),
+    }
+    /// `y[n] = table[ids[n]]`, or `y[n] += ...`.
+    embedding: EmbeddingArgs {
+        /// [V, D].
+        table: tensor,
+        /// u32 [N].
+        ids: tensor,
+        /// [N, D].
+        y: tensor,
+        /// Add to `y`.
+        accumulate: value(bool),
+    }
+    /// `dtable[ids[n]] += dy[n]`.
+    embedding_backward: EmbeddingBackwardArgs {
+        /// [N, D].
+        dy: tensor,
+        /// u32 [N].
+        ids: tensor,
+        /// f32 [V, D]; added to.
+        dtable: tensor,
+    }
+    /// `out = x + dropout(y + bias)`.
+    residual: ResidualArgs {
+        /// [N, D]: the residual stream.
+        x: tensor,
+        /// [N, D]: what the layer adds.
+        y: tensor,
+        /// [D].
+        bias: option,
+        /// None in evaluation.
+        dropout: dropout,
+        /// [N, D].
+        out: tensor,
+    }
+    /// `dy = dropout'(dout)`, `dbias = sum over tokens of dy`; `dx` is `dout` itself.
+    residual_backward: ResidualBackwardArgs {
+        /// [N, D].
+        dout: tensor,
+        /// As in forward.
+        dropout: dropout,
+        /// [N, D], written.
+        dy: tensor,
+        /// f32 [D].
+        dbias: option,
+        /// Add to `dbias` instead of writing it.
+        accumulate: value(bool),
+    }
+    /// `y = dropout(x)`; its own backward.
+    dropout: DropoutOpArgs {
+        /// [N, D].
+        x: tensor,
+        /// Always there.
+        dropout: dropout,
+        /// [N, D].
+        y: tensor,
+    }
+    /// Tiled causal attention over segments; `q` rows and `k`, `v` rows may be column ranges of wider rows.
+    attention: AttentionArgs {
+        /// Heads, scale, window, dropout.
+        spec: value(AttentionSpec),
+        /// Which queries see which keys.
+        segments: value(Arc<[Segment]>),
+        /// [Nq, H hd].
+        q: tensor,
+        /// [Nk, KV hd].
+        k: tensor,
+        /// [Nk, KV hd].
+        v: tensor,
+        /// [Nq, H hd].
+        out: tensor,
+        /// f32 [H, Nq].
+        log_sum_exp: tensor,
+    }
+    /// Gradient of attention over packed rows [q | k | v].
+    attention_backward: AttentionBackwardArgs {
+        /// As in forward.
+        spec: value(AttentionSpec),
+        /// As in forward.
+        segments: value(Arc<[Segment]>),
+        /// [N, (H + 2 KV) hd].
+        qkv: tensor,
+        /// [N, H hd].
+        out: tensor,
+        /// f32 [H, N].
+        log_sum_exp: tensor,
+        /// [N, H hd].
+        dout: tensor,
+        /// As `qkv`, written.
+        dqkv: tensor,
+    }
+    /// Log-probability of each row's target and the row's log-sum-exp.
+    cross_entropy: CrossEntropyArgs {
+        /// f32 [C, V].
+        logits: tensor,
+        /// i32 [C]; negative: not counted.
+        targets: tensor,
+        /// f32 [C, V]: soft targets, used instead of `targets` where `targets` is not negative.
+        soft_targets: option,
+        /// f32 [C], written; 0 where not counted.
+        logprobs: tensor,
+        /// f32 [C], written.
+        log_sum_exp: tensor,
+    }
+    /// Gradient with respect to the logits of `sum scale * logprob`.
+    cross_entropy_backward: CrossEntropyBackwardArgs {
+        /// f32 [C, V].
+        logits: tensor,
+        /// i32 [C].
+        targets: tensor,
+        /// f32 [C, V].
+        soft_targets: option,
+        /// f32 [C].
+        log_sum_exp: tensor,
+        /// f32 [C]: gradient of each row's log-probability.
+        scale: tensor,
+        /// [C, V], any float format, written.
+        dlogits: tensor,
+    }
+    /// One AdamW update in place.
+    adamw: AdamWArgs {
+        /// f32: the master weights.
+        param: tensor,
+        /// f32.
+        grad: tensor,
+        /// f32.
+        exp_avg: tensor,
+        /// f32.
+        exp_avg_sq: tensor,
+        /// The rounded copy products read.
+        compute: option,
+        /// Rates.
+        params: value(AdamWParams),
+    }
+    /// One SGD update in place.
+    sgd: SgdArgs {
+        /// f32: the master weights.
+        param: tensor,
+        /// f32.
+        grad: tensor,
+        /// f32.
+        momentum: option,
+        /// The rounded copy products read.
+        compute: option,
+        /// Rates.
+        params: value(SgdParams),
+    }
+    /// Sum of squares of each unit of 4,096 elements; not finite where the unit is not.
+    sum_squares: SumSquaresArgs {
+        /// f32, any shape.
+        x: tensor,
+        /// f32 [units].
+        partial: tensor,
+    }
+    /// `out = sum over rows of x`.
+    column_sum: ColumnSumArgs {
+        /// [N, D].
+        x: tensor,
+        /// f32 [D].
+        out: tensor,
+        /// Add to `out`.
+        accumulate: value(bool),
+    }
+    /// `out += x`.
+    add: AddArgs {
+        /// Any shape.
+        x: tensor,
+        /// As `x`.
+        out: tensor,
+    }
+    /// Copies rows, converting between float formats; rows of either side may lie apart.
+    copy: CopyArgs {
+        /// [N, D].
+        x: tensor,
+        /// [N, D].
+        out: tensor,
+    }
+    /// Every element of `out` becomes `value`.
+    fill: FillArgs {
+        /// Any float tensor.
+        out: tensor,
+        /// Rounded to the format of `out`.
+        value: value(f32),
+    }
+}

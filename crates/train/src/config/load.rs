@@ -1,0 +1,247 @@
+//! From a file's text and the command line to a checked [`RunConfig`].
+//!
+//! # Order of events
+//! 1. Read the text ([`super::read`]); older names become today's.
+//! 2. Write `--set` values, then `--model` and `--data`, over it.
+//! 3. Find the keys of the types it names and check every value ([`super::check`]), then what several keys say together.
+//! 4. Fill in defaults ([`super::resolve::fill`]) and read the typed configuration from that.
+
+use super::check::{self, Fault, shown};
+use super::error::ConfigError;
+use super::keys::{Keys, Kind, TypeKeys, join, type_keys};
+use super::resolve::{self, Origin};
+use super::{Given, RunConfig, read};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// What the command line says beside the run file.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides<'a> {
+    /// `--set`: each `key.path=value`, later ones over earlier ones.
+    pub set: &'a [String],
+    /// `--model`: a folder, in place of the file's `model` section.
+    pub model: Option<&'a str>,
+    /// `--data`: a path, in place of `data.train`.
+    pub data: Option<&'a str>,
+}
+
+pub(super) fn read_file(path: &Path) -> Result<String, ConfigError> {
+    let name = path.display().to_string();
+    let bytes =
+        std::fs::read(path).map_err(|e| ConfigError::about(&name, format!("the run file cannot be read: {e}")))?;
+    String::from_utf8(bytes).map_err(|e| {
+        let (valid, bytes) = (e.utf8_error().valid_up_to(), e.as_bytes());
+        let line = read::line_of(bytes, valid);
+        let message =
+            format!("is not UTF-8: byte {:#04x} at offset {valid}, on line {line}; save it as UTF-8", bytes[valid]);
+        ConfigError::about(&name, message)
+    })
+}
+
+/// `name`: how messages call the file.
+pub(super) fn parse(text: &str, name: &str, overrides: &Overrides<'_>) -> Result<RunConfig, ConfigError> {
+    let value = read::parse(text).map_err(|message| ConfigError::about(name, message))?;
+    from_value(value, name, overrides)
+}
+
+pub(super) fn from_value(value: Value, name: &str, overrides: &Overrides<'_>) -> Result<RunConfig, ConfigError> {
+    let Value::Object(mut root) = value else {
+        return Err(ConfigError::about(name, format!("holds {}; it must hold an object {{...}}", shown(&value))));
+    };
+    let mut notices = rename_older(&mut root).map_err(|message| ConfigError::about(name, message))?;
+    let mut origins = BTreeMap::new();
+    for text in overrides.set {
+        let path = set(&mut root, text)?;
+        origins.insert(path, Origin::Set);
+    }
+    notices.extend(rename_older(&mut root).map_err(|message| ConfigError::about("--set", message))?);
+    arguments(&mut root, overrides, &mut origins)?;
+
+    let blame = |fault: Fault| ConfigError::about(source(name, &origins, &fault.path), fault.message);
+    let keys = Keys::new(&types(&mut root).map_err(blame)?);
+    let no_effect = check::check(&keys, &mut root).map_err(blame)?;
+    together(&root).map_err(blame)?;
+
+    derive(&mut root, name, &mut origins);
+    let filled = Value::Object(resolve::fill(&keys, &root));
+    let mut config: RunConfig = serde_json::from_value(filled.clone()).map_err(|e| ConfigError::about(name, e))?;
+    config.given = Given { name: name.to_owned(), root, filled, origins, no_effect, notices };
+    Ok(config)
+}
+
+/// Which words of the command line, or which file, said what stands at `path`.
+fn source<'a>(name: &'a str, origins: &BTreeMap<String, Origin>, path: &str) -> &'a str {
+    match origin_of(origins, path) {
+        Some(Origin::Set) => "--set",
+        Some(Origin::Argument) if path.starts_with("model") => "--model",
+        Some(Origin::Argument) => "--data",
+        _ => name,
+    }
+}
+
+/// The origin of `path` itself or of a section around it.
+pub(super) fn origin_of(origins: &BTreeMap<String, Origin>, path: &str) -> Option<Origin> {
+    let sections = path.match_indices(['.', '[']).map(|(end, _)| &path[..end]);
+    std::iter::once(path).chain(sections).find_map(|section| origins.get(section).copied())
+}
+
+/// DeepSpeed's older names: section, older name, today's name.
+const OLDER: [(&str, &str, &str); 3] = [
+    ("", "bfloat16", "bf16"),
+    ("zero_optimization", "stage3_gather_fp16_weights_on_model_save", "stage3_gather_16bit_weights_on_model_save"),
+    ("aio", "thread_count", "intra_op_parallelism"),
+];
+
+/// Older names become today's; what was renamed, for the log.
+fn rename_older(root: &mut Map<String, Value>) -> Result<Vec<String>, String> {
+    let mut notices = Vec::new();
+    if let Some(flag) = root.get("zero_optimization").and_then(Value::as_bool) {
+        root.insert("zero_optimization".into(), json!({ "stage": u8::from(flag) }));
+        notices
+            .push(format!("zero_optimization is {flag}, the older form of zero_optimization.stage {}", u8::from(flag)));
+    }
+    for (section, older, today) in OLDER {
+        let map =
+            if section.is_empty() { Some(&mut *root) } else { root.get_mut(section).and_then(Value::as_object_mut) };
+        let Some(map) = map.filter(|map| map.contains_key(older)) else { continue };
+        let (older_path, path) = (join(section, older), join(section, today));
+        if map.contains_key(today) {
+            return Err(format!("{older_path} is the older name of {path}, and both are given; keep {path}"));
+        }
+        if let Some(value) = map.shift_remove(older) {
+            map.insert(today.to_owned(), value);
+        }
+        notices.push(format!("{older_path} is the older name of {path}"));
+    }
+    Ok(notices)
+}
+
+/// A path with an older name in it, by today's.
+fn today(path: &str) -> String {
+    let renamed = OLDER.iter().find_map(|(section, older, today)| {
+        let rest = path.strip_prefix(&join(section, older))?;
+        (rest.is_empty() || rest.starts_with('.')).then(|| join(section, today) + rest)
+    });
+    renamed.unwrap_or_else(|| path.to_owned())
+}
+
+/// Writes one `key.path=value`; the value is JSON if it reads as such, else text. Returns the path.
+fn set(root: &mut Map<String, Value>, text: &str) -> Result<String, ConfigError> {
+    let Some((path, raw)) = text.split_once('=').filter(|(path, _)| !path.split('.').any(str::is_empty)) else {
+        return Err(ConfigError::about("--set", format!("{text:?} must be key.path=value, such as run.steps=100")));
+    };
+    let path = &today(path);
+    let is_text = Keys::new(&[]).get(path).is_some_and(|key| matches!(key.kind, Kind::Text));
+    let value = match read::parse(raw) {
+        // A path that looks like a number is still a path.
+        Ok(value) if !is_text || value.is_string() || value.is_null() => value,
+        _ => Value::String(raw.to_owned()),
+    };
+    resolve::insert(root, path, value).map_err(|section| {
+        let found = resolve::at(root, &section).unwrap_or(&Value::Null);
+        ConfigError::about("--set", format!("{path} cannot be set: {section} is {}, not a section", shown(found)))
+    })?;
+    Ok(path.to_owned())
+}
+
+/// `--model` and `--data` replace what the file says of the model and of the training data.
+fn arguments(
+    root: &mut Map<String, Value>,
+    overrides: &Overrides<'_>,
+    origins: &mut BTreeMap<String, Origin>,
+) -> Result<(), ConfigError> {
+    if let Some(model) = overrides.model {
+        root.insert("model".into(), json!({ "path": model }));
+        origins.insert("model".into(), Origin::Argument);
+    }
+    if let Some(data) = overrides.data {
+        resolve::insert(root, "data.train", data.into())
+            .map_err(|_| ConfigError::about("--data", "data is not a section {...} in the run file"))?;
+        origins.insert("data.train".into(), Origin::Argument);
+    }
+    Ok(())
+}
+
+/// The keys of the optimizer's and the schedule's type; the file's spelling of a type becomes the table's.
+fn types(root: &mut Map<String, Value>) -> Result<Vec<&'static TypeKeys>, Fault> {
+    let mut found = Vec::new();
+    for section in ["optimizer", "scheduler"] {
+        let Some(map) = root.get_mut(section).and_then(Value::as_object_mut) else { continue };
+        let path = join(section, "type");
+        match map.get_mut("type") {
+            None | Some(Value::Null) => {
+                let rule = type_keys(section, "").err().unwrap_or_default();
+                return Err(Fault { message: format!("{path} is missing{rule}"), path });
+            }
+            Some(Value::String(name)) => {
+                let keys = type_keys(section, name).map_err(|rule| {
+                    let message = format!("{path} is {name:?}{rule}");
+                    Fault { path, message }
+                })?;
+                *name = keys.name.to_owned();
+                found.push(keys);
+            }
+            Some(other) => return Err(Fault::value(&path, other, Kind::Text)),
+        }
+        if map.get("params").is_some_and(|params| params.get("max_grad_norm").is_some()) {
+            let path = format!("{section}.params.max_grad_norm");
+            let message =
+                format!("{path} is not a setting of the optimizer; the global norm is clipped by gradient_clipping");
+            return Err(Fault { path, message });
+        }
+    }
+    Ok(found)
+}
+
+/// What several keys say together.
+fn together(root: &Map<String, Value>) -> Result<(), Fault> {
+    let given = |path: &str| resolve::at(root, path).filter(|value| !value.is_null());
+    for group in [["model.path", "model.preset", "model.config"], ["run.steps", "run.epochs", "run.tokens"]] {
+        let found: Vec<_> = group.into_iter().filter_map(|path| Some((path, given(path)?))).collect();
+        if let [(first, a), (second, b), ..] = found[..] {
+            let [one, two, three] = group;
+            let message =
+                format!("{first} is {} and {second} is {}; keep one of {one}, {two} and {three}", shown(a), shown(b));
+            return Err(Fault { path: second.to_owned(), message });
+        }
+    }
+    if given("model").is_some() && ["path", "preset", "config"].iter().all(|name| given(&join("model", name)).is_none())
+    {
+        let message = "model is empty; it must hold one of path, preset and config".to_owned();
+        return Err(Fault { path: "model".into(), message });
+    }
+    let number = |path: &str| given(path).and_then(Value::as_f64).unwrap_or(0.0);
+    let is_on = |path: &str| given(path) == Some(&Value::Bool(true));
+    if is_on("optimizer.params.nesterov") && number("optimizer.params.momentum") == 0.0 {
+        let path = "optimizer.params.nesterov".to_owned();
+        let message = format!("{path} is true, but optimizer.params.momentum is 0; it must be above 0");
+        return Err(Fault { path, message });
+    }
+    if number("zero_optimization.allgather_bucket_size") % 2.0 != 0.0 {
+        let path = "zero_optimization.allgather_bucket_size";
+        return Err(Fault::value(path, given(path).unwrap_or(&Value::Null), "a multiple of 2"));
+    }
+    Ok(())
+}
+
+/// Values that follow from others rather than from the table.
+fn derive(root: &mut Map<String, Value>, name: &str, origins: &mut BTreeMap<String, Origin>) {
+    let mut put = |root: &mut Map<String, Value>, path: &str, value: Value| {
+        if resolve::at(root, path).is_none_or(Value::is_null) && resolve::insert(root, path, value).is_ok() {
+            origins.insert(path.to_owned(), Origin::Derived);
+        }
+    };
+    let stem = Path::new(name).file_stem().map_or_else(|| name.into(), |stem| stem.to_string_lossy());
+    put(root, "run.output", format!("runs/{stem}").into());
+    if ["run.steps", "run.epochs", "run.tokens"].iter().all(|path| resolve::at(root, path).is_none_or(Value::is_null)) {
+        put(root, "run.epochs", 1.into());
+    }
+    // `torch_adam` hands the parameters to PyTorch, whose AdamW decays by 0.01 unless told otherwise.
+    let says = |path: &str, value: Value| resolve::at(root, path) == Some(&value);
+    let is_w = says("optimizer.type", "AdamW".into())
+        || (says("optimizer.type", "Adam".into()) && !says("optimizer.params.adam_w_mode", false.into()));
+    if is_w && says("optimizer.params.torch_adam", true.into()) {
+        put(root, "optimizer.params.weight_decay", 0.01.into());
+    }
+}

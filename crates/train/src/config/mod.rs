@@ -1,0 +1,300 @@
+//! What a run file says: DeepSpeed's keys and ours, read, checked and typed. No arithmetic, no access to the machine.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `read` | text to JSON: comments, trailing commas, keys that stand twice |
+//! | [`keys`], `table` | every key: type, range, default, fate, meaning |
+//! | `check` | the walk over a file against the table |
+//! | `load` | file and command line to [`RunConfig`] |
+//! | `rules` | optimizer and schedule |
+//! | `resolve` | every key with its final value and its origin |
+//!
+//! # Invariants
+//! - A default is written once, in the table. [`RunConfig`] is read from the file with absent keys filled in.
+//! - What is accepted and not honoured is listed by [`RunConfig::notices`]; everything else is an error that names it.
+//!
+//! Not here: what follows from the numbers ([`crate::plan`]).
+
+mod check;
+mod error;
+pub mod keys;
+mod load;
+mod read;
+mod resolve;
+mod rules;
+mod table;
+
+pub use error::ConfigError;
+pub use load::Overrides;
+pub use resolve::{Origin, Setting};
+pub use rules::{AdamParams, OptimizerConfig, OptimizerRule, SchedulerConfig, SgdParams, WarmupCurve};
+
+use optim::schedule::Schedule;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// What the run file says, absent keys at their defaults. Keys that are checked and have no effect here are not fields.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct RunConfig {
+    /// What is trained; none in a bare DeepSpeed config.
+    pub model: Option<ModelConfig>,
+    /// What it is trained on; none in a bare DeepSpeed config.
+    pub data: Option<Value>,
+    /// How long, where to and how often.
+    pub run: RunSection,
+    /// Samples of one optimizer step over all ranks; see [`crate::plan::batch`].
+    pub train_batch_size: Option<u64>,
+    /// Samples of one forward on one rank.
+    pub train_micro_batch_size_per_gpu: Option<u64>,
+    /// Micro-batches of one optimizer step.
+    pub gradient_accumulation_steps: Option<u64>,
+    /// Largest global L2 norm of the gradient; 0 = off.
+    pub gradient_clipping: f64,
+    /// Steps between log lines; see [`RunConfig::log_every`].
+    pub steps_per_print: Option<u64>,
+    /// The update rule.
+    pub optimizer: Option<OptimizerConfig>,
+    /// The learning rate over time; none: constant.
+    pub scheduler: Option<SchedulerConfig>,
+    /// Mixed precision in bf16.
+    pub bf16: Bf16Config,
+    /// What data-parallel ranks share.
+    pub zero_optimization: ZeroConfig,
+    #[serde(skip)]
+    given: Given,
+}
+
+/// The `model` section: exactly one of its fields is given.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+pub struct ModelConfig {
+    /// A folder in the Hugging Face layout, a checkpoint or a run's output.
+    pub path: Option<PathBuf>,
+    /// The name of a known architecture.
+    pub preset: Option<String>,
+    /// A Hugging Face `config.json`, unchecked.
+    pub config: Option<Map<String, Value>>,
+}
+
+/// The `run` section.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+pub struct RunSection {
+    /// Folder of the run.
+    pub output: PathBuf,
+    /// See [`RunConfig::length`].
+    pub steps: Option<u64>,
+    /// See [`RunConfig::length`].
+    pub epochs: Option<f64>,
+    /// See [`RunConfig::length`].
+    pub tokens: Option<u64>,
+    /// Seed of weights, order and dropout.
+    pub seed: u64,
+    /// `auto` or `cpu`.
+    pub device: String,
+    /// Threads; 0 = all cores.
+    pub threads: usize,
+    /// Same bits on any number of data-parallel ranks.
+    pub deterministic: bool,
+    /// Steps between evaluations; 0: one at the end.
+    pub eval_every: u64,
+    /// Steps between checkpoints; 0: one at the end.
+    pub checkpoint_every: u64,
+    /// Newest checkpoints kept; 0 = all.
+    pub keep_checkpoints: usize,
+    /// Steps between printed samples; 0: one at the end.
+    pub sample_every: u64,
+    /// Text that samples go on from; none: no samples.
+    pub sample_prompt: Option<String>,
+    /// Tokens of a sample.
+    pub sample_tokens: usize,
+    /// Steps between log lines; see [`RunConfig::log_every`].
+    pub log_every: Option<u64>,
+    /// Keep each block's input alone and compute the rest again in backward.
+    pub recompute: bool,
+    /// Name of the highest instruction set used; none: the machine's.
+    pub isa: Option<String>,
+}
+
+/// The `bf16` section.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Bf16Config {
+    /// Weights and activations in bf16, masters and moments in f32.
+    pub enabled: bool,
+    /// Skip the step when a gradient is not finite.
+    pub check_grad_overflow: bool,
+}
+
+/// The `zero_optimization` section.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct ZeroConfig {
+    /// Ranks share 0: nothing, 1: optimizer state, 2: gradients too, 3: weights too. No effect on one rank.
+    pub stage: u8,
+}
+
+/// How long a run is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum RunLength {
+    /// Optimizer steps.
+    Steps(u64),
+    /// Passes over the training data.
+    Epochs(f64),
+    /// Training tokens.
+    Tokens(u64),
+}
+
+/// Where a model comes from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum ModelSource<'a> {
+    /// A folder.
+    Path(&'a Path),
+    /// A known architecture, with random weights.
+    Preset(&'a str),
+    /// A Hugging Face config, with random weights.
+    Config(&'a Map<String, Value>),
+}
+
+/// The file behind a configuration, for messages and for [`RunConfig::settings`].
+#[derive(Clone, Debug, Default)]
+struct Given {
+    name: String,
+    root: Map<String, Value>,
+    filled: Value,
+    origins: BTreeMap<String, Origin>,
+    no_effect: Vec<String>,
+    notices: Vec<String>,
+}
+
+impl RunConfig {
+    /// Reads a run file, or a DeepSpeed config, with what the command line says.
+    ///
+    /// # Errors
+    /// The file cannot be read, or something in it is wrong; nothing was written or changed.
+    pub fn load(path: &Path, overrides: &Overrides<'_>) -> Result<Self, ConfigError> {
+        load::parse(&load::read_file(path)?, &path.display().to_string(), overrides)
+    }
+
+    /// Reads the text of a run file; `name` is how messages call it, and its stem the run's folder below `runs/`.
+    ///
+    /// # Errors
+    /// Something in the text is wrong.
+    pub fn parse(text: &str, name: &str) -> Result<Self, ConfigError> {
+        load::parse(text, name, &Overrides::default())
+    }
+
+    /// As [`RunConfig::parse`], from JSON that is already read: `RunConfig::from_value(json!({...}), "my run")`.
+    ///
+    /// # Errors
+    /// Something in the value is wrong.
+    pub fn from_value(value: Value, name: &str) -> Result<Self, ConfigError> {
+        load::from_value(value, name, &Overrides::default())
+    }
+
+    /// How messages call the file this was read from.
+    pub fn name(&self) -> &str {
+        &self.given.name
+    }
+
+    /// An error about this file: the message begins with its name.
+    pub fn error(&self, message: impl std::fmt::Display) -> ConfigError {
+        ConfigError::about(&self.given.name, message)
+    }
+
+    /// Model, data and optimizer, which training needs and a bare DeepSpeed config may lack.
+    ///
+    /// # Errors
+    /// The first of them that is missing, with an example of it.
+    pub fn for_training(&self) -> Result<(ModelSource<'_>, &Value, &OptimizerConfig), ConfigError> {
+        let missing =
+            |what: &str, example: &str| self.error(format!("{what} is missing; training needs one, such as {example}"));
+        let model = self.model.as_ref().and_then(ModelConfig::source);
+        let model =
+            model.ok_or_else(|| missing("model", "\"model\": { \"preset\": \"gpt2-124m\" }, or --model FOLDER"))?;
+        let data = self.data.as_ref().filter(|data| !data["train"].is_null());
+        let data =
+            data.ok_or_else(|| missing("data.train", "\"data\": { \"train\": \"corpus.txt\" }, or --data PATH"))?;
+        let optimizer = self.optimizer.as_ref();
+        let example = "\"optimizer\": { \"type\": \"AdamW\", \"params\": { \"lr\": 1e-3 } }";
+        Ok((model, data, optimizer.ok_or_else(|| missing("optimizer", example))?))
+    }
+
+    /// How long the run is; one epoch when the file does not say it.
+    pub fn length(&self) -> RunLength {
+        match (self.run.steps, self.run.tokens) {
+            (Some(steps), _) => RunLength::Steps(steps),
+            (None, Some(tokens)) => RunLength::Tokens(tokens),
+            (None, None) => RunLength::Epochs(self.run.epochs.unwrap_or(1.0)),
+        }
+    }
+
+    /// Steps between log lines.
+    pub fn log_every(&self) -> u64 {
+        self.run.log_every.or(self.steps_per_print).unwrap_or(10)
+    }
+
+    /// The learning rate of every step for an optimizer whose own rate is `lr`, in a run of `run_steps` optimizer steps.
+    pub fn schedule(&self, lr: f64, run_steps: u64) -> Schedule {
+        self.scheduler.as_ref().map_or(Schedule::Constant { lr }, |scheduler| scheduler.schedule(lr, run_steps))
+    }
+
+    /// What to say once in the log: older names that were understood, and keys that have no effect here.
+    pub fn notices(&self) -> Vec<String> {
+        let mut notices = self.given.notices.clone();
+        if !self.given.no_effect.is_empty() {
+            notices.push(format!("these keys have no effect here: {}", self.given.no_effect.join(", ")));
+        }
+        notices
+    }
+
+    /// Every key nested as in the file, each with its final value: the file's, else its default. Fields of this struct
+    /// that were changed since count; `derived` (path, value) comes on top, such as the batch sizes of the plan.
+    pub fn resolved(&self, derived: &[(&str, Value)]) -> Value {
+        let mut resolved = self.given.filled.clone();
+        let typed = serde_json::to_value(self).unwrap_or_else(|e| panic!("RunConfig::resolved: {e}"));
+        for section in ["optimizer", "scheduler"] {
+            // Another type has other params.
+            if resolved[section]["type"] != typed[section]["type"] {
+                resolved[section] = Value::Null;
+            }
+        }
+        resolve::overlay(&mut resolved, typed);
+        if let Value::Object(root) = &mut resolved {
+            for (path, value) in derived {
+                let written = resolve::insert(root, path, value.clone());
+                assert!(written.is_ok(), "RunConfig::resolved: {path} stands in no section");
+            }
+        }
+        resolved
+    }
+
+    /// [`RunConfig::resolved`] as a list of keys with the origin of each value.
+    pub fn settings(&self, derived: &[(&str, Value)]) -> Vec<Setting> {
+        let resolved = self.resolved(derived);
+        let mut settings = Vec::new();
+        resolve::leaves(&resolved, "", &mut |key, value| {
+            let origin = self.origin(key, value, derived);
+            settings.push(Setting { key: key.to_owned(), value: value.clone(), origin });
+        });
+        settings
+    }
+
+    fn origin(&self, key: &str, value: &Value, derived: &[(&str, Value)]) -> Origin {
+        let given = resolve::at(&self.given.root, key);
+        let is_derived = derived.iter().any(|(path, _)| *path == key);
+        match load::origin_of(&self.given.origins, key) {
+            _ if is_derived && given != Some(value) => Origin::Derived,
+            Some(origin) if given.is_some() => origin,
+            None if given.is_some() => Origin::File,
+            _ => Origin::Default,
+        }
+    }
+}
+
+impl ModelConfig {
+    /// Which of the three is given; none only if all were taken out by hand.
+    pub fn source(&self) -> Option<ModelSource<'_>> {
+        let path = self.path.as_deref().map(ModelSource::Path);
+        let preset = || self.preset.as_deref().map(ModelSource::Preset);
+        path.or_else(preset).or_else(|| self.config.as_ref().map(ModelSource::Config))
+    }
+}

@@ -1,0 +1,116 @@
+//! Every key of a run with its final value, and where each came from.
+
+use super::keys::{Keys, Kind, join};
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+/// Where a value came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Origin {
+    /// The run file says it.
+    File,
+    /// `--set` on the command line.
+    Set,
+    /// Another argument of the command line: `--model`, `--data`.
+    Argument,
+    /// Nobody said anything.
+    Default,
+    /// Worked out from other values.
+    Derived,
+}
+
+/// One key with its final value.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Setting {
+    /// The path a user can type.
+    pub key: String,
+    /// Its value; a list or a section of free names is one value.
+    pub value: Value,
+    /// Where it came from.
+    pub origin: Origin,
+}
+
+/// `given` with every absent key of its sections at its default, in the table's order. A section that is null by default
+/// stays null unless it is given.
+pub(super) fn fill(keys: &Keys, given: &Map<String, Value>) -> Map<String, Value> {
+    fill_section(keys, "", given, None)
+}
+
+fn fill_section(keys: &Keys, pattern: &str, given: &Map<String, Value>, rest: Option<&Kind>) -> Map<String, Value> {
+    let mut filled = Map::new();
+    for (name, key) in keys.children(pattern) {
+        let value = given.get(name).cloned().unwrap_or_else(|| key.default_value());
+        filled.insert(name.to_owned(), fill_value(keys, &join(pattern, name), &key.kind, value));
+    }
+    for (name, value) in given {
+        if !filled.contains_key(name) {
+            let value = value.clone();
+            let value = rest.map_or(value.clone(), |kind| fill_value(keys, &join(pattern, "*"), kind, value));
+            filled.insert(name.clone(), value);
+        }
+    }
+    filled
+}
+
+fn fill_value(keys: &Keys, pattern: &str, kind: &Kind, value: Value) -> Value {
+    match (value, kind.item(), kind.section()) {
+        (Value::Array(items), Some(item), _) => {
+            let item_pattern = format!("{pattern}[]");
+            items.into_iter().map(|value| fill_value(keys, &item_pattern, item, value)).collect()
+        }
+        (Value::Object(map), _, Some(rest)) => fill_section(keys, pattern, &map, rest).into(),
+        (value, ..) => value,
+    }
+}
+
+/// Calls `visit` with the path and value of every leaf: what is no section, or an empty one.
+pub(super) fn leaves(value: &Value, path: &str, visit: &mut impl FnMut(&str, &Value)) {
+    match value {
+        Value::Object(map) if !map.is_empty() => {
+            map.iter().for_each(|(name, value)| leaves(value, &join(path, name), visit))
+        }
+        _ => visit(path, value),
+    }
+}
+
+/// Writes `value` at `path`, making sections on the way. The error is the path of something that is no section.
+pub(super) fn insert(root: &mut Map<String, Value>, path: &str, value: Value) -> Result<(), String> {
+    let mut map = root;
+    let mut rest = path;
+    while let Some((name, after)) = rest.split_once('.') {
+        rest = after;
+        let next = map.entry(name).or_insert(Value::Null);
+        if next.is_null() {
+            *next = Map::new().into();
+        }
+        let Value::Object(section) = next else {
+            return Err(path[..path.len() - rest.len() - 1].to_owned());
+        };
+        map = section;
+    }
+    map.insert(rest.to_owned(), value);
+    Ok(())
+}
+
+/// The value at a path of names.
+pub(super) fn at<'a>(root: &'a Map<String, Value>, path: &str) -> Option<&'a Value> {
+    let (section, rest) = path.split_once('.').map_or((path, None), |(section, rest)| (section, Some(rest)));
+    match (root.get(section)?, rest) {
+        (value, None) => Some(value),
+        (Value::Object(map), Some(rest)) => at(map, rest),
+        _ => None,
+    }
+}
+
+/// `over` written over `under`, section by section.
+pub(super) fn overlay(under: &mut Value, over: Value) {
+    match (under, over) {
+        (Value::Object(under), Value::Object(over)) => {
+            for (name, value) in over {
+                overlay(under.entry(name).or_insert(Value::Null), value);
+            }
+        }
+        (under, over) => *under = over,
+    }
+}

@@ -1,0 +1,48 @@
+//! Our own sections: `model`, `data`, `run`.
+
+use super::{ABOVE_ZERO, COUNT, Key, OPEN, POSITIVE, SECTION, keys};
+use crate::config::keys::Kind::{Bool, List, Names, Number, OneOf, Text};
+use crate::config::keys::Status::Honoured;
+use std::ops::Bound::Excluded;
+
+pub(super) static KEYS: &[Key] = keys! {
+    "data", SECTION, "null", Honoured, "what is trained on";
+    "data.cache", Text, "null", Honoured, "folder of the token cache; null: ~/.cache/bessemer";
+    "data.packing", Names(&["concat", "none"]), "\"concat\"", Honoured, "concat joins documents into full sequences; none: one row, one sample";
+    "data.sequence_length", POSITIVE, "null", Honoured, "tokens of one sample; null: the smaller of 1024 and the model's";
+    "data.shuffle", Bool, "true", Honoured, "false: file order, again and again";
+    "data.tokenizer", Text, "null", Honoured, "tokenizer.json, \"char\" or \"byte\"; null: the model folder's own";
+    "data.train", OneOf(&[Text, List(&SECTION)]), "null", Honoured, "a path, a glob or a list of sources";
+    "data.train[].format", Names(&["text", "jsonl", "tokenized"]), "null", Honoured, "null: by the file's ending";
+    "data.train[].path", Text, "null", Honoured, "a path or a glob";
+    "data.train[].text_field", Text, "\"text\"", Honoured, "the field of a jsonl row that holds the document";
+    "data.train[].weight", ABOVE_ZERO, "1.0", Honoured, "share of the samples, against the other sources";
+    "data.validation", OneOf(&[Text, List(&SECTION), SECTION]), "null", Honoured, "as data.train, or {\"split\": 0.1}, the last tenth";
+    "data.validation.split", Number(Excluded(0.0), Excluded(1.0)), "null", Honoured, "share of the training data, from its end";
+    "data.validation[].format", Names(&["text", "jsonl", "tokenized"]), "null", Honoured, "null: by the file's ending";
+    "data.validation[].path", Text, "null", Honoured, "a path or a glob";
+    "data.validation[].text_field", Text, "\"text\"", Honoured, "the field of a jsonl row that holds the document";
+    "data.validation[].weight", ABOVE_ZERO, "1.0", Honoured, "not used in evaluation";
+    "model", SECTION, "null", Honoured, "what is trained: one of path, preset and config";
+    "model.config", OPEN, "null", Honoured, "a Hugging Face config.json; random weights";
+    "model.path", Text, "null", Honoured, "a folder in the Hugging Face layout, a checkpoint or a run's output";
+    "model.preset", Text, "null", Honoured, "a known architecture; random weights";
+    "run", SECTION, "{}", Honoured, "how long, where to and how often";
+    "run.checkpoint_every", COUNT, "0", Honoured, "steps between checkpoints; 0: one at the end";
+    "run.deterministic", Bool, "false", Honoured, "same bits on any number of data-parallel ranks";
+    "run.device", Names(&["auto", "cpu"]), "\"auto\"", Honoured, "where the run computes";
+    "run.epochs", ABOVE_ZERO, "null", Honoured, "length in passes over the training data; 1 when no length is given";
+    "run.eval_every", COUNT, "0", Honoured, "steps between evaluations; 0: one at the end";
+    "run.isa", Names(&["portable", "avx2", "avx512", "avx512_bf16"]), "null", Honoured, "highest instruction set used; null: the machine's";
+    "run.keep_checkpoints", COUNT, "3", Honoured, "newest checkpoints kept; 0 = all";
+    "run.log_every", POSITIVE, "null", Honoured, "steps between log lines; null: steps_per_print, else 10";
+    "run.output", Text, "null", Honoured, "folder of the run; null: runs/<the file's name>";
+    "run.recompute", Bool, "false", Honoured, "keeps each block's input alone and computes the rest again in backward";
+    "run.sample_every", COUNT, "0", Honoured, "steps between printed samples; 0: one at the end";
+    "run.sample_prompt", Text, "null", Honoured, "text that samples go on from; null: no samples";
+    "run.sample_tokens", POSITIVE, "128", Honoured, "tokens of a sample";
+    "run.seed", COUNT, "42", Honoured, "seed of weights, order and dropout";
+    "run.steps", POSITIVE, "null", Honoured, "length in optimizer steps";
+    "run.threads", COUNT, "0", Honoured, "threads; 0 = all cores";
+    "run.tokens", POSITIVE, "null", Honoured, "length in training tokens";
+};

@@ -1,0 +1,169 @@
+//! What a user reads when a run file is wrong: every message to the letter.
+
+use serde_json::{Value, json};
+use train::config::{Overrides, RunConfig};
+
+/// A run file that is right, with `value` at `path`.
+fn file_with(path: &str, value: Value) -> Value {
+    let mut root = json!({
+        "model": { "config": { "model_type": "gpt2", "n_layer": 1 } },
+        "data": { "train": "corpus.txt" },
+        "run": { "steps": 2 },
+        "train_batch_size": 4,
+        "optimizer": { "type": "AdamW", "params": { "lr": 1e-3 } },
+        "scheduler": { "type": "WarmupLR", "params": {} }
+    });
+    root.pointer_mut(path.rsplit_once('/').unwrap().0).unwrap()[path.rsplit_once('/').unwrap().1] = value;
+    root
+}
+
+fn refusal(path: &str, value: Value) -> String {
+    match RunConfig::from_value(file_with(path, value.clone()), "run.json") {
+        Ok(_) => panic!("{path} = {value} was accepted"),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn an_unknown_key_at_any_depth_is_named_with_the_nearest_known_one() {
+    let cases = [
+        ("/gradient_cliping", json!(1.0), "gradient_cliping is not a known key; the nearest one is gradient_clipping"),
+        ("/data/sequence_lenght", json!(8), "data.sequence_lenght is not a known key; the nearest one is data.sequence_length"),
+        ("/zero_optimization", json!({ "stge": 1 }), "zero_optimization.stge is not a known key; the nearest one is zero_optimization.stage"),
+        ("/stage", json!(1), "stage is not a known key; the nearest one is zero_optimization.stage"),
+        ("/optimizer/params/beta", json!(1), "optimizer.params.beta is not a known key; the nearest one is optimizer.params.betas"),
+        ("/optimizer/lr", json!(1), "optimizer.lr is not a known key; the nearest one is optimizer.params.lr"),
+        ("/scheduler/params/warmup_steps", json!(1), "scheduler.params.warmup_steps is not a known key; the nearest one is scheduler.params.warmup_num_steps"),
+        ("/data/train", json!([{ "pth": "a.txt" }]), "data.train[0].pth is not a known key; the nearest one is data.train[].path"),
+        ("/zero_optimization.stage", json!(1), "zero_optimization.stage has dots in one key; write each name before a dot as a section {...}"),
+    ];
+    for (path, value, want) in cases {
+        assert_eq!(refusal(path, value), format!("run.json: {want}"));
+    }
+}
+
+#[test]
+fn a_wrong_type_or_range_says_the_value_found_and_what_it_must_be() {
+    let cases = [
+        ("/zero_optimization", json!({ "stage": 4 }), "zero_optimization.stage is 4; it must be 0, 1, 2 or 3"),
+        ("/train_batch_size", json!("32"), "train_batch_size is \"32\"; it must be a whole number of at least 1"),
+        ("/train_batch_size", json!(2.5), "train_batch_size is 2.5; it must be a whole number of at least 1"),
+        ("/train_batch_size", json!(0), "train_batch_size is 0; it must be a whole number of at least 1"),
+        ("/gradient_clipping", json!(-1), "gradient_clipping is -1; it must be a number of at least 0"),
+        ("/bf16", json!({ "enabled": 1 }), "bf16.enabled is 1; it must be true or false"),
+        ("/bf16", json!(true), "bf16 is true; it must be a section {...}"),
+        ("/run/device", json!("cuda"), "run.device is \"cuda\"; it must be \"auto\" or \"cpu\""),
+        ("/data/packing", json!("dense"), "data.packing is \"dense\"; it must be \"concat\" or \"none\""),
+        ("/data/train", json!(3), "data.train is 3; it must be text in quotes or a list [...] whose items are a section {...}"),
+        ("/data/validation", json!({ "split": 1.0 }), "data.validation.split is 1.0; it must be a number above 0 and below 1"),
+        ("/optimizer/params/betas", json!([0.9, 1.0]), "optimizer.params.betas[1] is 1.0; it must be a number of at least 0 and below 1"),
+        ("/optimizer/params/betas", json!([0.9]), "optimizer.params.betas is [0.9]; it must be a list of two, each a number of at least 0 and below 1"),
+        ("/optimizer/params/lr", json!("fast"), "optimizer.params.lr is \"fast\"; it must be a number of at least 0"),
+        ("/scheduler/params/warmup_num_steps", json!(0), "scheduler.params.warmup_num_steps is 0; it must be a whole number of at least 1"),
+        ("/scheduler/params/warmup_type", json!("cubic"), "scheduler.params.warmup_type is \"cubic\"; it must be \"log\" or \"linear\""),
+        ("/optimizer/no_decay", json!(["*bias", 1]), "optimizer.no_decay[1] is 1; it must be text in quotes"),
+        ("/zero_optimization", json!({ "allgather_bucket_size": 5 }), "zero_optimization.allgather_bucket_size is 5; it must be a multiple of 2"),
+    ];
+    for (path, value, want) in cases {
+        assert_eq!(refusal(path, value), format!("run.json: {want}"));
+    }
+}
+
+#[test]
+fn what_is_not_supported_yet_is_refused_by_name_with_what_would_do() {
+    let optimizers = "it must be \"Adam\", \"AdamW\" or \"SGD\"";
+    let cases = [
+        ("/fp16", json!({ "loss_scale": 128, "enabled": true }), "fp16.enabled is true, which is not supported yet; it must be false".to_owned()),
+        ("/sparse_attention", json!({ "mode": "fixed" }), "sparse_attention is {\"mode\":\"fixed\"}, which is not supported yet; remove it".into()),
+        ("/pipeline", json!({ "stages": 2 }), "pipeline.stages is 2, which is not supported yet; it must be \"auto\" or 1".into()),
+        ("/data_types", json!({ "grad_accum_dtype": "bf16" }), "data_types.grad_accum_dtype is \"bf16\", which is not supported yet; it must be \"fp32\", \"float32\" or \"float\" or absent".into()),
+        ("/zero_optimization", json!({ "offload_optimizer": { "device": "nvme" } }), "zero_optimization.offload_optimizer.device is \"nvme\", which is not supported yet; it must be \"none\" or \"cpu\"".into()),
+        ("/wandb", json!({ "enabled": true, "project": "x" }), "wandb.enabled is true, which is not supported yet; it must be false".into()),
+        ("/compression_training", json!({ "weight_quantization": { "shared_parameters": { "enabled": true } } }), "compression_training.weight_quantization.shared_parameters.enabled is true, which is not supported yet; it must be false".into()),
+        ("/optimizer/type", json!("Lamb"), format!("optimizer.type is \"Lamb\", which is not supported yet; {optimizers}")),
+        ("/optimizer/type", json!("AdmW"), format!("optimizer.type is \"AdmW\"; {optimizers}")),
+        ("/optimizer/params/amsgrad", json!(true), "optimizer.params.amsgrad is true, which is not supported yet; it must be false".into()),
+    ];
+    for (path, value, want) in cases {
+        assert_eq!(refusal(path, value), format!("run.json: {want}"));
+    }
+}
+
+#[test]
+fn values_that_contradict_each_other_are_both_named() {
+    let cases = [
+        ("/run/epochs", json!(3), "run.steps is 2 and run.epochs is 3; keep one of run.steps, run.epochs and run.tokens"),
+        ("/model/path", json!("gpt2"), "model.path is \"gpt2\" and model.config is {\"model_type\":\"gpt2\",\"n_layer\":1}; keep one of model.path, model.preset and model.config"),
+        ("/model", json!({}), "model is empty; it must hold one of path, preset and config"),
+        ("/optimizer", json!({ "params": {} }), "optimizer.type is missing; it must be \"Adam\", \"AdamW\" or \"SGD\""),
+        ("/optimizer/params/max_grad_norm", json!(1.0), "optimizer.params.max_grad_norm is not a setting of the optimizer; the global norm is clipped by gradient_clipping"),
+        ("/optimizer", json!({ "type": "SGD", "params": { "nesterov": true } }), "optimizer.params.nesterov is true, but optimizer.params.momentum is 0; it must be above 0"),
+    ];
+    for (path, value, want) in cases {
+        assert_eq!(refusal(path, value), format!("run.json: {want}"));
+    }
+    let both = RunConfig::parse("{\"bfloat16\": {}, \"bf16\": {}}", "run.json").unwrap_err();
+    assert_eq!(both.to_string(), "run.json: bfloat16 is the older name of bf16, and both are given; keep bf16");
+}
+
+#[test]
+fn a_long_value_is_cut_in_the_message() {
+    let message = refusal("/train_batch_size", json!("x".repeat(1000)));
+    assert_eq!(message, format!("run.json: train_batch_size is \"{}...; it must be a whole number of at least 1", "x".repeat(59)));
+}
+
+#[test]
+fn a_file_that_cannot_be_read_or_is_no_object_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let load = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        let message = RunConfig::load(&path, &Overrides::default()).unwrap_err().to_string();
+        message.strip_prefix(&format!("{}: ", path.display())).unwrap_or_else(|| panic!("{message}")).to_owned()
+    };
+    assert_eq!(load("latin.json", b"{\n\"data\": \"caf\xe9\"}"), "is not UTF-8: byte 0xe9 at offset 14, on line 2; save it as UTF-8");
+    assert_eq!(load("empty.json", b" \n"), "is empty; it must hold settings, such as { \"train_batch_size\": 32 }");
+    assert_eq!(load("list.json", b"[1]"), "holds [1]; it must hold an object {...}");
+    assert_eq!(
+        load("twice.json", b"{\"train_batch_size\": 4,\n \"train_batch_size\": 8}"),
+        "train_batch_size stands twice, on line 1 and on line 2; keep one of them"
+    );
+    let missing = folder.path().join("missing.json");
+    let message = RunConfig::load(&missing, &Overrides::default()).unwrap_err().to_string();
+    assert!(message.starts_with(&format!("{}: the run file cannot be read: No such file", missing.display())), "{message}");
+}
+
+#[test]
+fn what_the_command_line_says_is_blamed_on_the_command_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.json");
+    std::fs::write(&path, file_with("/run", json!({ "steps": 2 })).to_string()).unwrap();
+    let refusal = |set: &str| {
+        let set = [set.to_owned()];
+        RunConfig::load(&path, &Overrides { set: &set, ..Overrides::default() }).unwrap_err().to_string()
+    };
+    assert_eq!(refusal("zero_optimization.stage=4"), "--set: zero_optimization.stage is 4; it must be 0, 1, 2 or 3");
+    assert_eq!(refusal("bfloat16.enabled=yes"), "--set: bf16.enabled is \"yes\"; it must be true or false");
+    assert_eq!(refusal("run.setps=4"), "--set: run.setps is not a known key; the nearest one is run.steps");
+    assert_eq!(refusal("run.steps"), "--set: \"run.steps\" must be key.path=value, such as run.steps=100");
+    assert_eq!(refusal("run..steps=1"), "--set: \"run..steps=1\" must be key.path=value, such as run.steps=100");
+    assert_eq!(refusal("data.train.path=x"), "--set: data.train.path cannot be set: data.train is \"corpus.txt\", not a section");
+}
+
+#[test]
+fn training_without_model_data_or_optimizer_says_which_is_missing() {
+    let refusal = |config: Value| RunConfig::from_value(config, "ds.json").unwrap().for_training().unwrap_err().to_string();
+    let (model, data) = (json!({ "path": "m" }), json!({ "train": "d.txt" }));
+    assert_eq!(
+        refusal(json!({ "train_batch_size": 8 })),
+        "ds.json: model is missing; training needs one, such as \"model\": { \"preset\": \"gpt2-124m\" }, or --model FOLDER"
+    );
+    assert_eq!(
+        refusal(json!({ "model": model, "data": {} })),
+        "ds.json: data.train is missing; training needs one, such as \"data\": { \"train\": \"corpus.txt\" }, or --data PATH"
+    );
+    assert_eq!(
+        refusal(json!({ "model": model, "data": data })),
+        "ds.json: optimizer is missing; training needs one, such as \"optimizer\": { \"type\": \"AdamW\", \"params\": { \"lr\": 1e-3 } }"
+    );
+}
