@@ -1,1 +1,53 @@
-//! Bessemer.
+//! Bessemer: a training engine for large language models, in one library and one program.
+//!
+//! ```text
+//! let config = RunConfig::load(path, &Overrides::default())?;
+//! let data = TrainingData::open(&config, None, None, None, &mut Silent)?;
+//! let mut engine = Engine::new(model, config)?;
+//! engine.train(&data)?;
+//! ```
+//! A model of your own is a list of blocks: see `examples/custom_model.rs`.
+//!
+//! # The map
+//! | crate | what it is | begin at |
+//! | --- | --- | --- |
+//! | [`kernels`](tensor) | CPU kernels on slices; `unsafe` lives there | `crates/kernels/src/lib.rs` |
+//! | [`tensor`] | handles on device memory, queues, devices, random numbers | [`tensor::Backend`] |
+//! | [`ops`] | differentiable fused operations, the tape, regions | [`ops::Op`] |
+//! | [`models`] | blocks, layers, families, Hugging Face files | [`models::Block`] |
+//! | [`optim`] | update rules and schedules | [`optim::Optimizer`] |
+//! | [`data`] | sources, tokenizers, packing, the loader | [`data::Loader`] |
+//! | [`generate`] | cache, sampling, scoring, evaluation | [`generate::Generator`] |
+//! | [`train`] | configuration, plan, engine, runs, checkpoints | [`train::Engine`] |
+//!
+//! Arrows between them: `bessemer -> train -> {data, optim, generate}`, `generate -> {models, data}`,
+//! `models -> ops -> tensor -> kernels`, `optim -> tensor`. The crate graph forbids the others: models know no ranks,
+//! optimizers do not communicate, nothing depends on `train` but this crate.
+//!
+//! # One training step, on one rank
+//! 1. [`train::RunConfig`] is what the file says; [`train::plan::RunPlan`] has every number final.
+//! 2. A family ([`models::families`]) makes a list of blocks: shapes only. [`models::weights`] fills them:
+//!    a number is a function of (seed, name, global index), or read from a slice of a file.
+//! 3. [`data::Loader`] gives the samples of the step: a function of the samples consumed.
+//! 4. [`models::Pass`] runs each block forward on a fresh tape segment and backward in reverse, between gather and release.
+//! 5. The head ([`ops::Cx::head`]) makes log-probabilities and, in the same pass, gradients.
+//! 6. [`train::step`]: norm over all gradients, nominal / counted targets, clip factor; one fused update per parameter.
+//! 7. Metrics, and where due evaluation, sample, checkpoint ([`train::run`]).
+//!
+//! # Where a new thing goes
+//! op: a file in `crates/kernels` and one in `crates/ops`, a line in `backend.rs` and `cpu.rs` · family: a file in
+//! `crates/models/src/families` and a line in `registry.rs` · optimizer: a file in `crates/optim` and a line in
+//! `crates/train/src/plan/mod.rs` · data source: a file in `crates/data/src/source` · command: a file in
+//! `crates/bessemer/src/cmd` and a line in `main.rs`.
+#![forbid(unsafe_code)]
+
+pub use data;
+pub use generate;
+pub use models;
+pub use ops;
+pub use optim;
+pub use tensor;
+pub use train;
+
+pub use train::config::{Overrides, RunConfig};
+pub use train::{Engine, Event, Observer, Outcome, Run, Silent, TrainError, TrainingData};

@@ -123,8 +123,13 @@ fn generate<T: Element>(cpu: &Cpu, case: &Case) {
 fn main() {
     let threads = std::env::args().skip(1).find_map(|arg| arg.parse().ok()).unwrap_or(2);
     let case = |rows, length, heads, kv_heads, head_dim| Case { rows, length, heads, kv_heads, head_dim };
-    let cases =
-        [case(12, 64, 4, 4, 32), case(4, 256, 12, 12, 64), case(1, 1024, 12, 12, 64), case(1, 4096, 12, 12, 64), case(1, 1024, 32, 8, 128)];
+    let cases = [
+        case(12, 64, 4, 4, 32),
+        case(4, 256, 12, 12, 64),
+        case(1, 1024, 12, 12, 64),
+        case(1, 4096, 12, 12, 64),
+        case(1, 1024, 32, 8, 128),
+    ];
     for isa in Isa::all().into_iter().rev() {
         let cpu = Cpu::new(threads, true, isa);
         println!("{isa}, {threads} threads");

@@ -2,7 +2,7 @@
 //!
 //!     cargo bench -p bessemer-kernels --bench gemm -- [threads] [instruction set] [name filter]
 //!
-//! Each number is the best of several timed repetitions: neighbours on the machine only ever slow it down. The products of generation are bound by memory: for them
+//! Each number is the lower quartile of the timed repetitions, since neighbours on the machine only ever slow them down. The products of generation are bound by memory: for them
 //! the bytes of the weight a second are printed as well.
 
 use kernels::gemm::{GemmArgs, GemmInput, Mat, MatMut, gemm};
@@ -84,7 +84,7 @@ fn time<T: GemmInput, C: Element>(cpu: &Cpu, m: usize, n: usize, k: usize, form:
         let accumulate = matches!(form, Form::Tn);
         gemm(cpu, GemmArgs { m, n, k, a, b, c: MatMut::row_major(&mut c, n), bias: None, accumulate });
     };
-    let seconds = best_seconds(&mut run);
+    let seconds = quartile_seconds(if cpu.pool.threads() == 1 { cpu_seconds } else { wall_seconds }, &mut run);
     let gflops = 2.0 * (m * n * k) as f64 / seconds / 1e9;
     let memory = match m <= 8 {
         true => format!("{:8.1} GB/s", (n * k * size_of::<T>()) as f64 / seconds / 1e9),
@@ -93,20 +93,45 @@ fn time<T: GemmInput, C: Element>(cpu: &Cpu, m: usize, n: usize, k: usize, form:
     println!("{name:<30} {:>10.1} {gflops:>10.1} {:>6.1}%{memory}", seconds * 1e6, 100.0 * gflops / peak);
 }
 
-/// The best sample in [`TIMED_SECONDS`], at least three. Samples are short, so that some escape the neighbours.
-fn best_seconds(run: &mut impl FnMut()) -> f64 {
+/// The lower quartile of the samples in [`TIMED_SECONDS`], at least four. Samples are short, so that some escape the
+/// neighbours.
+fn quartile_seconds(now: fn() -> f64, run: &mut impl FnMut()) -> f64 {
     let mut sample = |calls: usize| {
-        let start = Instant::now();
+        let start = now();
         (0..calls).for_each(|_| run());
-        start.elapsed().as_secs_f64() / calls as f64
+        (now() - start) / calls as f64
     };
     let calls = (SAMPLE_SECONDS / sample(1).min(sample(1))).ceil() as usize;
-    let start = Instant::now();
-    let mut best = sample(calls).min(sample(calls));
-    while start.elapsed().as_secs_f64() < TIMED_SECONDS {
-        best = best.min(sample(calls));
+    let (start, mut samples) = (Instant::now(), vec![]);
+    while samples.len() < 4 || start.elapsed().as_secs_f64() < TIMED_SECONDS {
+        samples.push(sample(calls));
     }
-    best.min(sample(calls))
+    samples.sort_by(f64::total_cmp);
+    samples[samples.len() / 4]
+}
+
+/// Seconds this thread was on a core: on one thread, what the neighbours take does not count.
+#[cfg(target_os = "linux")]
+fn cpu_seconds() -> f64 {
+    const CLOCK_THREAD_CPUTIME_ID: i32 = 3;
+    unsafe extern "C" {
+        fn clock_gettime(clock: i32, time: *mut [i64; 2]) -> i32;
+    }
+    let mut time = [0; 2];
+    // SAFETY: on 64-bit Linux `struct timespec` is two 64-bit numbers, and this one may be written.
+    let result = unsafe { clock_gettime(CLOCK_THREAD_CPUTIME_ID, &mut time) };
+    assert_eq!(result, 0, "clock_gettime");
+    time[0] as f64 + time[1] as f64 * 1e-9
+}
+
+#[cfg(not(target_os = "linux"))]
+fn cpu_seconds() -> f64 {
+    wall_seconds()
+}
+
+fn wall_seconds() -> f64 {
+    static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+    START.get_or_init(Instant::now).elapsed().as_secs_f64()
 }
 
 /// The rate of the multiply-add instruction itself, on registers.
@@ -148,7 +173,7 @@ mod peak {
 
     /// GFLOP/s of a loop of `STEPS` times `CHAINS` instructions of `flops` each.
     fn rate(flops: usize, mut work: impl FnMut()) -> f64 {
-        (flops * STEPS * CHAINS) as f64 / best_seconds(&mut work) / 1e9
+        (flops * STEPS * CHAINS) as f64 / quartile_seconds(cpu_seconds, &mut work) / 1e9
     }
 
     #[cfg(target_arch = "x86_64")]

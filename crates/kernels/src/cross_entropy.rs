@@ -8,7 +8,7 @@
 //! infinity gives NaN.
 
 use crate::isa::multiversion;
-use crate::lanes::{max, sums};
+use crate::lanes::{max, sum};
 use crate::math::{exp, ln};
 use crate::rows::{for_rows, rows, rows_per_task};
 use crate::{Cpu, Element};
@@ -131,8 +131,7 @@ fn check(kernel: &str, num_logits: usize, vocab: usize, targets: &[i32], num_log
 multiversion! {
     fn row_log_sum_exp(logits: &[f32]) -> f32 {
         let most = max(logits);
-        let [sum] = sums([logits], |[logit]| [exp(logit - most)]);
-        most + ln(sum)
+        most + ln(sum([logits], |[logit]| exp(logit - most)))
     }
 }
 
@@ -146,8 +145,7 @@ multiversion! {
 
 multiversion! {
     fn row_expectation(logits: &[f32], target: &[f32], log_sum_exp: f32) -> f32 {
-        let [sum] = sums([logits, target], |[logit, p]| [if p == 0.0 { 0.0 } else { p * (logit - log_sum_exp) }]);
-        sum
+        sum([logits, target], |[logit, p]| if p == 0.0 { 0.0 } else { p * (logit - log_sum_exp) })
     }
 }
 
@@ -155,7 +153,7 @@ multiversion! {
     fn row_soft_backward<T: Element>(
         logits: &[f32], target: &[f32], log_sum_exp: f32, scale: f32, dlogits: &mut [T],
     ) {
-        let [total] = sums([target], |[p]| [p]);
+        let total = sum([target], |[p]| p);
         for ((dlogit, logit), p) in dlogits.iter_mut().zip(logits).zip(target) {
             *dlogit = T::from_f32(scale * (p - total * exp(logit - log_sum_exp)));
         }

@@ -49,13 +49,27 @@ impl Element for bf16 {
 impl Element for f16 {
     const NAME: &'static str = "F16";
     const ZERO: Self = f16::ZERO;
+    /// Without branches, so that loops over it vectorise; `half`'s own conversion asks for the machine's each time.
     #[inline(always)]
     fn to_f32(self) -> f32 {
-        f16::to_f32(self)
+        let bits = u32::from(self.to_bits());
+        let magnitude = (bits & 0x7fff) << 13;
+        // The exponent's bias differs by 112; the product is exact for subnormal numbers as well.
+        let finite = (f32::from_bits(magnitude) * f32::from_bits((127 + 112) << 23)).to_bits();
+        let magnitude = if magnitude >= 0x7c00 << 13 { magnitude | 0x7f80_0000 } else { finite };
+        f32::from_bits(magnitude | (bits & 0x8000) << 16)
     }
     #[inline(always)]
     fn from_f32(value: f32) -> Self {
-        f16::from_f32(value)
+        let (sign, magnitude) = (value.to_bits() & 0x8000_0000, value.to_bits() & 0x7fff_ffff);
+        // Bias 112 lower, 13 bits of fraction less; a carry runs into the exponent, up to infinity.
+        let normal = magnitude.wrapping_sub(112 << 23).wrapping_add(0xfff + ((magnitude >> 13) & 1)) >> 13;
+        // One unit in the last place of 0.5 is the smallest f16: the sum rounds, and its low bits are the result.
+        let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
+        let finite = if magnitude < 113 << 23 { subnormal } else { normal };
+        let large = if magnitude > 0x7f80_0000 { 0x7e00 } else { 0x7c00 };
+        let bits = if magnitude >= 143 << 23 { large } else { finite };
+        f16::from_bits((bits | sign >> 16) as u16)
     }
 }
 
@@ -70,6 +84,22 @@ mod tests {
                 let value = f32::from_bits(u32::from(high) << 16 | low);
                 let (got, want) = (<bf16 as Element>::from_f32(value), bf16::from_f32(value));
                 assert!(got == want || got.is_nan() && want.is_nan(), "{value:e}: got {got}, want {want}");
+            }
+        }
+    }
+
+    #[test]
+    fn f16_converts_as_the_half_crate_does_for_every_f16_and_every_exponent_and_tie() {
+        for bits in 0..=u16::MAX {
+            let half = f16::from_bits(bits);
+            let (got, want) = (Element::to_f32(half), half.to_f32());
+            assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(), "{bits:#x}: got {got}, want {want}");
+        }
+        for high in 0..=u32::MAX >> 12 {
+            for low in [0u32, 1, 0x7ff, 0x800, 0x801, 0xfff] {
+                let value = f32::from_bits(high << 12 | low);
+                let (got, want) = (<f16 as Element>::from_f32(value), f16::from_f32(value));
+                assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(), "{value:e}: got {got}");
             }
         }
     }

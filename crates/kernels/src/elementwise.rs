@@ -33,7 +33,7 @@ pub fn fill<T: Element>(cpu: &Cpu, x: &mut [T], value: T) {
 }
 
 multiversion! {
-    fn add_part<T: Element>(a: &[T], b: &[T], out: &mut [T]) {
+    pub(crate) fn add_part<T: Element>(a: &[T], b: &[T], out: &mut [T]) {
         for ((out, a), b) in out.iter_mut().zip(a).zip(b) {
             *out = T::from_f32(a.to_f32() + b.to_f32());
         }

@@ -39,7 +39,7 @@ pub fn backward<T: Element>(cpu: &Cpu, kind: Gelu, x: &[T], dy: &[T], dx: &mut [
 /// `2u` and its derivative. Beyond 12 the sigmoid is 0 or 1 and its derivative 0 in f32; the clamp keeps `x^3` finite.
 #[inline(always)]
 fn two_u(x: f32) -> (f32, f32) {
-    const TWO_SQRT_2_OVER_PI: f32 = 1.595_769_1;
+    const TWO_SQRT_2_OVER_PI: f32 = 1.595_769;
     const CUBIC: f32 = 0.044_715;
     let x = x.clamp(-12.0, 12.0);
     let z = CUBIC * x * x;

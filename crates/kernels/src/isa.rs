@@ -1,7 +1,7 @@
 //! Which instruction set a kernel runs on, found at run time so that one binary runs everywhere.
 //!
 //! A kernel's body is written once, in portable Rust that the compiler can vectorise (fixed lanes, no branches), and
-//! [`multiversion!`] compiles it for each instruction set. Rust never contracts `a * b + c` into a fused operation, so
+//! the macro `multiversion!` compiles it for each instruction set. Rust never contracts `a * b + c` into a fused operation, so
 //! such a body gives the same bits on each of them.
 
 use std::fmt;

@@ -6,16 +6,15 @@ use crate::Element;
 /// Floats in the widest vector, and independent sums where vectors are narrower.
 pub(crate) const LANES: usize = 16;
 
-/// Sums of `f` over the elements of rows of equal length: `f` takes one element of each row and gives the terms of
-/// each sum. It must be free of branches, and is also called with zeros, whose terms are dropped.
+/// The sum of `f` over the elements of rows of equal length: `f` takes one element of each row. It must be free of
+/// branches, and is also called with zeros, whose terms are dropped.
+///
+/// One sum at a time: with two, the compiler gives up on vectors.
 #[inline(always)]
-pub(crate) fn sums<T: Element, const IN: usize, const OUT: usize>(
-    rows: [&[T]; IN],
-    f: impl Fn([f32; IN]) -> [f32; OUT],
-) -> [f32; OUT] {
+pub(crate) fn sum<T: Element, const IN: usize>(rows: [&[T]; IN], f: impl Fn([f32; IN]) -> f32) -> f32 {
     let split = rows.map(|row| row.as_chunks::<LANES>());
     let (num_chunks, rest) = (split[0].0.len(), split[0].1.len());
-    let mut sums = [[0.0; LANES]; OUT];
+    let mut sums = [0.0; LANES];
     for chunk in 0..num_chunks {
         let mut lanes = [[0.0; LANES]; IN];
         for row in 0..IN {
@@ -25,22 +24,17 @@ pub(crate) fn sums<T: Element, const IN: usize, const OUT: usize>(
             }
         }
         for lane in 0..LANES {
-            let terms = f(std::array::from_fn(|row| lanes[row][lane]));
-            for sum in 0..OUT {
-                sums[sum][lane] += terms[sum];
-            }
+            sums[lane] += f(std::array::from_fn(|row| lanes[row][lane]));
         }
     }
     if rest > 0 {
         let lanes = split.map(|(_, rest)| padded(rest, 0.0));
         for lane in 0..LANES {
-            let terms = f(std::array::from_fn(|row| lanes[row][lane]));
-            for sum in 0..OUT {
-                sums[sum][lane] += if lane < rest { terms[sum] } else { 0.0 };
-            }
+            let term = f(std::array::from_fn(|row| lanes[row][lane]));
+            sums[lane] += if lane < rest { term } else { 0.0 };
         }
     }
-    sums.map(|lanes| tree(lanes, |a, b| a + b))
+    tree(sums, |a, b| a + b)
 }
 
 /// The largest element; NaNs are passed over; minus infinity for an empty row.
@@ -89,8 +83,8 @@ mod tests {
         for len in 0..=50usize {
             let a: Vec<f32> = (0..len).map(|i| i as f32 - 60.0).collect();
             let b: Vec<f32> = (0..len).map(|i| (i * i % 7) as f32).collect();
-            let [sum, product] = sums([&a, &b], |[a, b]| [a + 1.0, a * b]);
-            assert_eq!(sum, a.iter().map(|a| a + 1.0).sum::<f32>(), "length {len}");
+            let product = sum([&a, &b], |[a, b]| a * b);
+            assert_eq!(sum([&a], |[a]| a + 1.0), a.iter().map(|a| a + 1.0).sum::<f32>(), "length {len}");
             assert_eq!(product, a.iter().zip(&b).map(|(a, b)| a * b).sum::<f32>(), "length {len}");
             assert_eq!(max(&a), if len == 0 { f32::NEG_INFINITY } else { len as f32 - 61.0 });
         }

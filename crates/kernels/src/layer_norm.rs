@@ -7,7 +7,7 @@
 //! `dx = inv_std (g - mean(g) - xhat mean(g xhat))`, `dweight = sum dy xhat`, `dbias = sum dy` over the rows.
 
 use crate::isa::multiversion;
-use crate::lanes::sums;
+use crate::lanes::sum;
 use crate::rows::{ColumnSums, for_rows, rows, rows_per_sum, rows_per_task};
 use crate::{Cpu, Element};
 
@@ -42,9 +42,8 @@ multiversion! {
         let width = weight.len();
         let rows = x.chunks_exact(width).zip(y.chunks_exact_mut(width)).zip(mean.iter_mut().zip(inv_std));
         for ((x, y), (mean, inv_std)) in rows {
-            let [sum] = sums([x], |[x]| [x]);
-            let m = sum / width as f32;
-            let [squares] = sums([x], |[x]| [(x - m) * (x - m)]);
+            let m = sum([x], |[x]| x) / width as f32;
+            let squares = sum([x], |[x]| (x - m) * (x - m));
             let s = 1.0 / (squares / width as f32 + eps).sqrt();
             for (((y, x), w), b) in y.iter_mut().zip(x).zip(weight).zip(bias) {
                 *y = T::from_f32((x.to_f32() - m) * s * w.to_f32() + b.to_f32());
@@ -95,15 +94,14 @@ multiversion! {
         let width = weight.len();
         let inputs = x.chunks_exact(width).zip(dy.chunks_exact(width)).zip(mean.iter().zip(inv_std));
         for (((x, dy), (&m, &s)), dx) in inputs.zip(dx.chunks_exact_mut(width)) {
-            let [g, g_xhat] = sums([x, dy, weight], |[x, dy, w]| [dy * w, dy * w * ((x - m) * s)]);
-            let (g, g_xhat) = (g / width as f32, g_xhat / width as f32);
-            for (((dx, x), dy), w) in dx.iter_mut().zip(x).zip(dy).zip(weight) {
-                let xhat = (x.to_f32() - m) * s;
-                *dx = T::from_f32(s * (dy.to_f32() * w.to_f32() - g - xhat * g_xhat));
-            }
-            for (((dweight, dbias), x), dy) in dweight.iter_mut().zip(dbias.iter_mut()).zip(x).zip(dy) {
-                *dweight += dy.to_f32() * ((x.to_f32() - m) * s);
-                *dbias += dy.to_f32();
+            let g = sum([dy, weight], |[dy, w]| dy * w) / width as f32;
+            let g_xhat = sum([x, dy, weight], |[x, dy, w]| dy * w * ((x - m) * s)) / width as f32;
+            let outputs = dx.iter_mut().zip(dweight.iter_mut()).zip(dbias.iter_mut());
+            for (((((dx, dweight), dbias), x), dy), w) in outputs.zip(x).zip(dy).zip(weight) {
+                let (xhat, dy) = ((x.to_f32() - m) * s, dy.to_f32());
+                *dx = T::from_f32(s * (dy * w.to_f32() - g - xhat * g_xhat));
+                *dweight += dy * xhat;
+                *dbias += dy;
             }
         }
     }

@@ -26,6 +26,7 @@ pub mod gemm;
 pub mod isa;
 pub mod layer_norm;
 pub mod math;
+pub mod peak;
 pub mod philox;
 pub mod pool;
 pub mod reduce;

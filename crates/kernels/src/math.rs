@@ -67,7 +67,7 @@ pub fn ln(x: f32) -> f32 {
 #[inline(always)]
 pub fn tanh(x: f32) -> f32 {
     let z = x * x;
-    let near = x + x * z * polynomial(z, [-0.333_332_98, 0.133_319_26, -0.053_783_96, 0.020_796_452, -0.005_895_763]);
+    let near = x + x * z * polynomial(z, [-0.333_333, 0.133_319_26, -0.053_783_96, 0.020_796_452, -0.005_895_763]);
     let far = 1.0 - 2.0 / (exp(2.0 * x.abs()) + 1.0);
     if x.abs() < 0.6 { near } else { far.copysign(x) }
 }

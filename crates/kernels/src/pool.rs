@@ -104,9 +104,8 @@ impl Pool {
         self.shared.publish(job);
         let own = catch_unwind(AssertUnwindSafe(|| self.shared.take_tasks(job)));
         let helpers_panic = self.shared.finish();
-        match own.err().or(helpers_panic) {
-            Some(panic) => resume_unwind(panic),
-            None => {}
+        if let Some(panic) = own.err().or(helpers_panic) {
+            resume_unwind(panic);
         }
     }
 

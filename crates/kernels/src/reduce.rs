@@ -1,7 +1,7 @@
 //! Sums over many elements: squares for the norm of the gradient, columns for the gradient of a bias.
 
 use crate::isa::multiversion;
-use crate::lanes::sums;
+use crate::lanes::sum;
 use crate::rows::{ColumnSums, ELEMENTS_PER_TASK, for_rows, rows, rows_per_sum};
 use crate::{Cpu, Element};
 
@@ -22,25 +22,29 @@ pub fn sum_squares(cpu: &Cpu, x: &[f32], partial: &mut [f32]) {
 
 multiversion! {
     fn unit_sum(unit: &[f32]) -> f32 {
-        let [sum] = sums([unit], |[x]| [x * x]);
-        sum
+        sum([unit], |[x]| x * x)
     }
 }
 
-/// `out = sum over the rows of x`, or `out += ...` where `accumulate` is set. `x` is `[N, width]`, `out` is `[width]`.
-pub fn column_sum<T: Element>(cpu: &Cpu, x: &[T], width: usize, out: &mut [f32], accumulate: bool) {
-    assert!(width > 0 && x.len().is_multiple_of(width), "reduce::column_sum: x");
-    let (num_rows, rows_per_task) = (x.len() / width, rows_per_sum(width));
+/// `out = sum over the rows of x`, or `out += ...` where `accumulate` is set. `x` is `[N, out.len()]`, its rows
+/// `row_stride` apart (columns of a wider matrix), and ends with the last element of the last row.
+pub fn column_sum<T: Element>(cpu: &Cpu, x: &[T], row_stride: usize, out: &mut [f32], accumulate: bool) {
+    let width = out.len();
+    assert!(width > 0 && row_stride >= width, "reduce::column_sum: rows of {width} that lie {row_stride} apart");
+    assert!(x.is_empty() || x.len() % row_stride == width % row_stride, "reduce::column_sum: x");
+    let (num_rows, rows_per_task) = (x.len().div_ceil(row_stride), rows_per_sum(width));
     let mut columns = ColumnSums::new(num_rows, rows_per_task, width);
     for_rows(cpu, num_rows, rows_per_task, columns.cut(), |range, sum| {
-        add_rows(cpu.isa, &x[range.start * width..range.end * width], sum);
+        let end = ((range.end - 1) * row_stride + width).max(range.start * row_stride);
+        add_rows(cpu.isa, &x[range.start * row_stride..end], row_stride, sum);
     });
     columns.finish(cpu, out, accumulate);
 }
 
 multiversion! {
-    fn add_rows<T: Element>(x: &[T], sum: &mut [f32]) {
-        for row in x.chunks_exact(sum.len()) {
+    /// `sum += sum over the rows of x`; a row is as long as `sum`.
+    pub(crate) fn add_rows<T: Element>(x: &[T], row_stride: usize, sum: &mut [f32]) {
+        for row in x.chunks(row_stride) {
             for (sum, x) in sum.iter_mut().zip(row) {
                 *sum += x.to_f32();
             }
@@ -97,6 +101,15 @@ mod tests {
             agrees::<f32>(num_rows, width);
             agrees::<bf16>(num_rows, width);
         }
+    }
+
+    #[test]
+    fn columns_of_a_wider_matrix_are_summed_alone() {
+        let x = elements::<f32>(1, 7 * 100);
+        let mut got = vec![0.0; 3];
+        column_sum(&Cpu::single(), &x[2..6 * 100 + 5], 100, &mut got, false);
+        let want: Vec<f64> = (2..5).map(|j| to_f64(&x).iter().skip(j).step_by(100).sum()).collect();
+        assert_close("columns 2 to 4", &got, &want, 1e-5);
     }
 
     #[test]

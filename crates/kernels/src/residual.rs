@@ -3,10 +3,12 @@
 //! Backward: the gradient of `x` is that of `out` as it is; `dy` is it under the same mask; `dbias` sums `dy` over the
 //! rows (`dy` as it is stored).
 
-use crate::dropout::{Dropout, Mask, keep};
+use crate::dropout::{Dropout, apply_block, keep};
+use crate::elementwise::add_part;
 use crate::isa::multiversion;
+use crate::reduce::add_rows;
 use crate::rows::{ColumnSums, for_rows, rows, rows_per_sum, rows_per_task};
-use crate::{Cpu, Element, elementwise};
+use crate::{Cpu, Element};
 
 /// `x`, `y`, `out` are `[N, D]`, `bias` is `[D]`, and `dropout` has `N` rows.
 pub fn forward<T: Element>(
@@ -18,60 +20,59 @@ pub fn forward<T: Element>(
     out: &mut [T],
 ) {
     assert!(x.len() == out.len() && y.len() == out.len(), "residual::forward: lengths of x and y");
-    let Some(width) = row_width("residual::forward", x.len(), bias.map(<[T]>::len), dropout) else {
-        return elementwise::add(cpu, x, y, out);
-    };
+    let width = row_width("residual::forward", x.len(), bias.map(<[T]>::len), dropout);
     for_rows(cpu, x.len() / width, rows_per_task(width), rows(out, width), |range, out| {
         let elements = range.start * width..range.end * width;
-        let mask = dropout.map(|dropout| dropout.rows(range));
-        forward_rows(cpu.isa, width, &x[elements.clone()], &y[elements], bias, mask.as_ref(), out);
+        let (x, y) = (&x[elements.clone()], &y[elements]);
+        match (bias, dropout.map(|dropout| dropout.rows(range))) {
+            (None, None) => add_part(cpu.isa, x, y, out),
+            (Some(bias), None) => add_biased(cpu.isa, x, y, bias, out),
+            (None, Some(mask)) => mask.for_blocks(cpu.isa, width, |elements, _, factors| {
+                add_masked(cpu.isa, &x[elements.clone()], &y[elements.clone()], factors, &mut out[elements]);
+            }),
+            (Some(bias), Some(mask)) => mask.for_blocks(cpu.isa, width, |elements, columns, factors| {
+                let (x, y) = (&x[elements.clone()], &y[elements.clone()]);
+                add_biased_masked(cpu.isa, x, y, &bias[columns], factors, &mut out[elements]);
+            }),
+        }
     });
 }
 
-/// `D`, if the bias or the dropout tell; without both, rows do not matter.
-fn row_width(kernel: &str, len: usize, bias_len: Option<usize>, dropout: Option<&Dropout<'_>>) -> Option<usize> {
-    let width = bias_len.or_else(|| dropout.map(|dropout| len / dropout.samples.len().max(1)))?.max(1);
+multiversion! {
+    fn add_biased<T: Element>(x: &[T], y: &[T], bias: &[T], out: &mut [T]) {
+        let width = bias.len();
+        for ((x, y), out) in x.chunks_exact(width).zip(y.chunks_exact(width)).zip(out.chunks_exact_mut(width)) {
+            for (((out, x), y), bias) in out.iter_mut().zip(x).zip(y).zip(bias) {
+                *out = T::from_f32(x.to_f32() + (y.to_f32() + bias.to_f32()));
+            }
+        }
+    }
+}
+
+multiversion! {
+    fn add_masked<T: Element>(x: &[T], y: &[T], factors: &[f32], out: &mut [T]) {
+        for (((out, x), y), &factor) in out.iter_mut().zip(x).zip(y).zip(factors) {
+            *out = T::from_f32(x.to_f32() + keep(factor, y.to_f32()));
+        }
+    }
+}
+
+multiversion! {
+    fn add_biased_masked<T: Element>(x: &[T], y: &[T], bias: &[T], factors: &[f32], out: &mut [T]) {
+        for ((((out, x), y), bias), &factor) in out.iter_mut().zip(x).zip(y).zip(bias).zip(factors) {
+            *out = T::from_f32(x.to_f32() + keep(factor, y.to_f32() + bias.to_f32()));
+        }
+    }
+}
+
+/// `D`, if the bias or the dropout tell; without both, rows do not matter and each element is one.
+fn row_width(kernel: &str, len: usize, bias_len: Option<usize>, dropout: Option<&Dropout<'_>>) -> usize {
+    let width = bias_len.or(dropout.map(|dropout| len / dropout.samples.len().max(1))).unwrap_or(1).max(1);
     assert!(len.is_multiple_of(width), "{kernel}: {len} elements in rows of {width}");
     if let Some(dropout) = dropout {
         dropout.check(len / width);
     }
-    Some(width)
-}
-
-multiversion! {
-    fn forward_rows<T: Element>(
-        width: usize, x: &[T], y: &[T], bias: Option<&[T]>, mask: Option<&Mask<'_>>, out: &mut [T],
-    ) {
-        let rows = x.chunks_exact(width).zip(y.chunks_exact(width)).zip(out.chunks_exact_mut(width));
-        for (row, ((x, y), out)) in rows.enumerate() {
-            match (bias, mask) {
-                (None, None) => {
-                    for ((out, x), y) in out.iter_mut().zip(x).zip(y) {
-                        *out = T::from_f32(x.to_f32() + y.to_f32());
-                    }
-                }
-                (Some(bias), None) => {
-                    for (((out, x), y), bias) in out.iter_mut().zip(x).zip(y).zip(bias) {
-                        *out = T::from_f32(x.to_f32() + (y.to_f32() + bias.to_f32()));
-                    }
-                }
-                (None, Some(mask)) => mask.for_blocks(row, width, |first, factors| {
-                    let run = first..first + factors.len();
-                    let terms = out[run.clone()].iter_mut().zip(&x[run.clone()]).zip(&y[run]).zip(factors);
-                    for (((out, x), y), &factor) in terms {
-                        *out = T::from_f32(x.to_f32() + keep(factor, y.to_f32()));
-                    }
-                }),
-                (Some(bias), Some(mask)) => mask.for_blocks(row, width, |first, factors| {
-                    let run = first..first + factors.len();
-                    let terms = out[run.clone()].iter_mut().zip(&x[run.clone()]).zip(&y[run.clone()]);
-                    for ((((out, x), y), bias), &factor) in terms.zip(&bias[run]).zip(factors) {
-                        *out = T::from_f32(x.to_f32() + keep(factor, y.to_f32() + bias.to_f32()));
-                    }
-                }),
-            }
-        }
-    }
+    width
 }
 
 /// `dout`, `dy` are `[N, D]`; writes `dy` and, if given, `dbias` `[D]`, or adds to `dbias` where `accumulate` is set.
@@ -85,48 +86,25 @@ pub fn backward<T: Element>(
     accumulate: bool,
 ) {
     assert_eq!(dy.len(), dout.len(), "residual::backward: length of dy");
-    let Some(width) = row_width("residual::backward", dout.len(), dbias.as_ref().map(|dbias| dbias.len()), dropout)
-    else {
-        return elementwise::cast(cpu, dout, dy);
-    };
+    let width = row_width("residual::backward", dout.len(), dbias.as_ref().map(|dbias| dbias.len()), dropout);
     let num_rows = dout.len() / width;
     let rows_per_task = rows_per_sum(width);
     let mut sums = dbias.is_some().then(|| ColumnSums::new(num_rows, rows_per_task, width));
     let outputs = (rows(dy, width), sums.as_mut().map(ColumnSums::cut));
     for_rows(cpu, num_rows, rows_per_task, outputs, |range, (dy, dbias)| {
         let dout = &dout[range.start * width..range.end * width];
-        let mask = dropout.map(|dropout| dropout.rows(range));
-        backward_rows(cpu.isa, width, dout, mask.as_ref(), dy, dbias);
+        match dropout {
+            None => dy.copy_from_slice(dout),
+            Some(dropout) => dropout.rows(range).for_blocks(cpu.isa, width, |elements, _, factors| {
+                apply_block(cpu.isa, &dout[elements.clone()], factors, &mut dy[elements]);
+            }),
+        }
+        if let Some(dbias) = dbias {
+            add_rows(cpu.isa, dy, width, dbias);
+        }
     });
     if let (Some(sums), Some(dbias)) = (sums, dbias) {
         sums.finish(cpu, dbias, accumulate);
-    }
-}
-
-multiversion! {
-    fn backward_rows<T: Element>(
-        width: usize, dout: &[T], mask: Option<&Mask<'_>>, dy: &mut [T], dbias: Option<&mut [f32]>,
-    ) {
-        match mask {
-            None => dy.copy_from_slice(dout),
-            Some(mask) => {
-                for (row, (dout, dy)) in dout.chunks_exact(width).zip(dy.chunks_exact_mut(width)).enumerate() {
-                    mask.for_blocks(row, width, |first, factors| {
-                        let run = first..first + factors.len();
-                        for ((dy, dout), &factor) in dy[run.clone()].iter_mut().zip(&dout[run]).zip(factors) {
-                            *dy = T::from_f32(keep(factor, dout.to_f32()));
-                        }
-                    });
-                }
-            }
-        }
-        if let Some(dbias) = dbias {
-            for dy in dy.chunks_exact(width) {
-                for (dbias, dy) in dbias.iter_mut().zip(dy) {
-                    *dbias += dy.to_f32();
-                }
-            }
-        }
     }
 }
 

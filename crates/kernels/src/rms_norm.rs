@@ -9,7 +9,7 @@
 //! is passed over, as automatic differentiation does.
 
 use crate::isa::multiversion;
-use crate::lanes::sums;
+use crate::lanes::sum;
 use crate::rows::{ColumnSums, for_rows, rows, rows_per_sum, rows_per_task};
 use crate::{Cpu, Element};
 
@@ -40,7 +40,7 @@ multiversion! {
     ) {
         let width = weight.len();
         for ((x, y), inv_rms) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)).zip(inv_rms) {
-            let [squares] = sums([x], |[x]| [x * x]);
+            let squares = sum([x], |[x]| x * x);
             let r = 1.0 / (squares / width as f32 + eps).sqrt();
             let terms = y.iter_mut().zip(x).zip(weight);
             if weight_offset == 0.0 {
@@ -88,8 +88,7 @@ multiversion! {
         let width = weight.len();
         let inputs = x.chunks_exact(width).zip(dy.chunks_exact(width)).zip(inv_rms);
         for (((x, dy), &r), dx) in inputs.zip(dx.chunks_exact_mut(width)) {
-            let [g_xhat] = sums([x, dy, weight], |[x, dy, w]| [dy * (weight_offset + w) * (x * r)]);
-            let g_xhat = g_xhat / width as f32;
+            let g_xhat = sum([x, dy, weight], |[x, dy, w]| dy * (weight_offset + w) * (x * r)) / width as f32;
             for ((((dx, dweight), x), dy), w) in dx.iter_mut().zip(dweight.iter_mut()).zip(x).zip(dy).zip(weight) {
                 let xhat = x.to_f32() * r;
                 *dx = T::from_f32(r * (dy.to_f32() * (weight_offset + w.to_f32()) - xhat * g_xhat));

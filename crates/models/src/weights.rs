@@ -6,6 +6,7 @@ use crate::block::Model;
 use crate::hf::{HfError, WantedWeight, WeightFiles, match_weights};
 use crate::param::ParamSpec;
 use ops::{OpError, ParamId, ParamStore, Part, Role};
+use std::ops::Range;
 use std::path::Path;
 use tensor::{DType, KernelError, MemoryKind, Queue, Tensor};
 
@@ -26,6 +27,9 @@ impl From<KernelError> for WeightError {
     }
 }
 
+/// Reads a range of a parameter's elements.
+pub type ReadValues = dyn Fn(&ParamSpec, Range<usize>) -> Result<Vec<f32>, HfError>;
+
 /// Where values come from.
 pub enum WeightSource {
     /// As Transformers initialises them: a function of (seed, name, index).
@@ -33,6 +37,10 @@ pub enum WeightSource {
         /// `run.seed`.
         seed: u64,
     },
+    /// No values at all: a dry run looks at shapes alone.
+    Shapes,
+    /// Whatever the function reads: elements of a parameter, as a checkpoint holds them.
+    Reader(Box<ReadValues>),
     /// A Hugging Face folder whose names and shapes have been held against the model.
     Files {
         /// The open files.
@@ -70,6 +78,9 @@ impl WeightSource {
                     None => values.extend(spec.initial(0, run)),
                 },
                 Self::Random { seed } => values.extend(spec.initial(*seed, run)),
+                Self::Reader(_) if spec.is_table() => values.extend(spec.initial(0, run)),
+                Self::Reader(read) => values.extend(read(spec, run)?),
+                Self::Shapes => values.resize(values.len() + run.len(), 0.0),
             }
         }
         Ok(values)
@@ -99,8 +110,11 @@ pub fn load_one(
     (id, spec): (ParamId, &ParamSpec),
     part_of: &dyn Fn(&str) -> Part,
 ) -> Result<Tensor, WeightError> {
-    let values = source.values(id, spec, part_of)?;
-    Ok(queue.upload(MemoryKind::Weights, spec.share_shape(part_of), &values)?)
+    let shape = spec.share_shape(part_of);
+    if matches!(source, WeightSource::Shapes) {
+        return Ok(queue.alloc(MemoryKind::Weights, DType::F32, shape)?);
+    }
+    Ok(queue.upload(MemoryKind::Weights, shape, &source.values(id, spec, part_of)?)?)
 }
 
 /// The tensor in another format; the same handle if it has it already.

@@ -77,8 +77,8 @@ pub enum Schedule {
         /// Length of warm-up and decay together.
         total_steps: u64,
     },
-    /// Ratios of `lr`: up from `min_ratio` to 1, then down to `cos_min_ratio` along half a cosine. The first step of all
-    /// has rate 0, and the decay is already one step in when the warm-up ends, as in DeepSpeed.
+    /// Ratios of `lr`: up from `min_ratio` to 1, then down to `cos_min_ratio` along half a cosine. The first step of
+    /// all has rate 0, and the decay is already one step in when the warm-up ends, as in DeepSpeed.
     WarmupCosineLR {
         /// The rate that the ratios multiply: the optimizer's own.
         lr: f64,

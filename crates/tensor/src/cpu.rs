@@ -58,6 +58,12 @@ pub fn queue(threads: usize, spin: bool, isa: Isa) -> Queue {
     Queue::new(&CPU, 0, Box::new(Cpu::new(threads, spin, isa)))
 }
 
+/// Multiplications and additions per second that one core can do at most in products of this format; takes a few
+/// milliseconds to measure.
+pub fn peak_flops(isa: Isa, dtype: DType) -> f64 {
+    if dtype == DType::BF16 { kernels::peak::bf16_flops(isa) } else { kernels::peak::f32_flops(isa) }
+}
+
 type Done = Result<(), KernelError>;
 
 /// Read access to the elements of a tensor.
@@ -446,7 +452,7 @@ fn sum_squares(queue: &Queue, a: SumSquaresArgs<&Tensor>) -> Done {
 fn column_sum(queue: &Queue, a: ColumnSumArgs<&Tensor>) -> Done {
     const K: &str = "column_sum";
     float!(K, a.x.dtype(), T => kernels::reduce::column_sum::<T>(
-        cpu(queue), &input(K, a.x), a.x.shape().width(), &mut output(K, a.out), a.accumulate,
+        cpu(queue), &strided_input(K, a.x), a.x.row_stride(), &mut output(K, a.out), a.accumulate,
     ));
     Ok(())
 }

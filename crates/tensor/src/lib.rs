@@ -10,9 +10,11 @@
 //! - A buffer goes back to the queue's allocator when its last handle is dropped, in queue order.
 #![forbid(unsafe_code)]
 
+#[macro_use]
 mod backend;
 mod buffer;
 pub mod cpu;
+pub mod dry;
 mod dtype;
 mod memory;
 mod queue;

@@ -65,6 +65,13 @@ impl Tensor {
         self.buffer.is_unique()
     }
 
+    /// The same elements in another buffer: for a device whose memory is in turn held by another device.
+    pub fn in_buffer(&self, buffer: &Buffer) -> Self {
+        let end = (self.offset + self.span()) * self.dtype.size();
+        assert!(end <= buffer.capacity(), "Tensor::in_buffer: {end} bytes in {buffer:?}");
+        Self { buffer: buffer.clone(), ..self.clone() }
+    }
+
     /// The same elements under another shape of as many elements.
     pub fn reshape(&self, shape: impl Into<Shape>) -> Self {
         let shape = shape.into();

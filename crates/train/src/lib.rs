@@ -1,1 +1,43 @@
-//! Bessemer: train.
+//! Training: from a run file to a trained model.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | [`config`] | what the run file says |
+//! | [`plan`] | what follows from it: every number final |
+//! | [`model_source`] | where the model comes from: folder, preset, config |
+//! | [`training_data`] | the training and validation samples of a run |
+//! | [`engine`] | a model in training: batches in, reports out |
+//! | [`step`] | one optimizer step |
+//! | [`run`] | a whole run: loop, evaluation, checkpoints, samples, signals |
+//! | [`checkpoint`] | what is kept so that a run can go on bit for bit |
+//! | [`metrics`] | one JSON line a step |
+//! | [`pretrained`] | a trained model opened again, checkpoints included |
+//! | [`bench`] | how fast this machine trains a model |
+#![forbid(unsafe_code)]
+
+pub mod bench;
+pub mod checkpoint;
+pub mod config;
+pub mod engine;
+mod error;
+pub mod event;
+mod export;
+mod grad_norm;
+pub mod metrics;
+pub mod model_source;
+mod output;
+pub mod plan;
+pub mod pretrained;
+pub mod run;
+mod state;
+pub mod step;
+pub mod system;
+pub mod training_data;
+
+pub use config::RunConfig;
+pub use engine::Engine;
+pub use error::{Result, TrainError};
+pub use event::{Event, Observer, Silent};
+pub use run::{Outcome, Run};
+pub use step::StepReport;
+pub use training_data::TrainingData;

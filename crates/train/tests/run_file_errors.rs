@@ -28,17 +28,58 @@ fn refusal(path: &str, value: Value) -> String {
 fn an_unknown_key_at_any_depth_is_named_with_the_nearest_known_one() {
     let cases = [
         ("/gradient_cliping", json!(1.0), "gradient_cliping is not a known key; the nearest one is gradient_clipping"),
-        ("/data/sequence_lenght", json!(8), "data.sequence_lenght is not a known key; the nearest one is data.sequence_length"),
-        ("/zero_optimization", json!({ "stge": 1 }), "zero_optimization.stge is not a known key; the nearest one is zero_optimization.stage"),
+        (
+            "/data/sequence_lenght",
+            json!(8),
+            "data.sequence_lenght is not a known key; the nearest one is data.sequence_length",
+        ),
+        (
+            "/zero_optimization",
+            json!({ "stge": 1 }),
+            "zero_optimization.stge is not a known key; the nearest one is zero_optimization.stage",
+        ),
         ("/stage", json!(1), "stage is not a known key; the nearest one is zero_optimization.stage"),
-        ("/optimizer/params/beta", json!(1), "optimizer.params.beta is not a known key; the nearest one is optimizer.params.betas"),
+        (
+            "/optimizer/params/beta",
+            json!(1),
+            "optimizer.params.beta is not a known key; the nearest one is optimizer.params.betas",
+        ),
         ("/optimizer/lr", json!(1), "optimizer.lr is not a known key; the nearest one is optimizer.params.lr"),
-        ("/scheduler/params/warmup_steps", json!(1), "scheduler.params.warmup_steps is not a known key; the nearest one is scheduler.params.warmup_num_steps"),
-        ("/data/train", json!([{ "pth": "a.txt" }]), "data.train[0].pth is not a known key; the nearest one is data.train[].path"),
-        ("/zero_optimization.stage", json!(1), "zero_optimization.stage has dots in one key; write each name before a dot as a section {...}"),
+        (
+            "/scheduler/params/warmup_steps",
+            json!(1),
+            "scheduler.params.warmup_steps is not a known key; the nearest one is scheduler.params.warmup_num_steps",
+        ),
+        (
+            "/data/train",
+            json!([{ "pth": "a.txt" }]),
+            "data.train[0].pth is not a known key; the nearest one is data.train[].path",
+        ),
+        (
+            "/zero_optimization.stage",
+            json!(1),
+            "zero_optimization.stage has dots in one key; write each name before a dot as a section {...}",
+        ),
     ];
     for (path, value, want) in cases {
         assert_eq!(refusal(path, value), format!("run.json: {want}"));
+    }
+}
+
+#[test]
+fn names_of_other_programs_lead_to_ours() {
+    let cases = [
+        ("{lr: 1}", "lr", "optimizer.params.lr"),
+        ("{learning_rate: 1}", "learning_rate", "optimizer.params.lr"),
+        ("{seed: 1}", "seed", "run.seed"),
+        ("{batch_size: 1}", "batch_size", "train_batch_size"),
+        ("{run: {max_steps: 1}}", "run.max_steps", "run.steps"),
+        ("{run: {output_dir: 1}}", "run.output_dir", "run.output"),
+        ("{data: {path: 1}}", "data.path", "data.train[].path"),
+    ];
+    for (text, path, nearest) in cases {
+        let message = RunConfig::parse(text, "run.json").unwrap_err().to_string();
+        assert_eq!(message, format!("run.json: {path} is not a known key; the nearest one is {nearest}"));
     }
 }
 
@@ -54,15 +95,43 @@ fn a_wrong_type_or_range_says_the_value_found_and_what_it_must_be() {
         ("/bf16", json!(true), "bf16 is true; it must be a section {...}"),
         ("/run/device", json!("cuda"), "run.device is \"cuda\"; it must be \"auto\" or \"cpu\""),
         ("/data/packing", json!("dense"), "data.packing is \"dense\"; it must be \"concat\" or \"none\""),
-        ("/data/train", json!(3), "data.train is 3; it must be text in quotes or a list [...] whose items are a section {...}"),
-        ("/data/validation", json!({ "split": 1.0 }), "data.validation.split is 1.0; it must be a number above 0 and below 1"),
-        ("/optimizer/params/betas", json!([0.9, 1.0]), "optimizer.params.betas[1] is 1.0; it must be a number of at least 0 and below 1"),
-        ("/optimizer/params/betas", json!([0.9]), "optimizer.params.betas is [0.9]; it must be a list of two, each a number of at least 0 and below 1"),
+        (
+            "/data/train",
+            json!(3),
+            "data.train is 3; it must be text in quotes or a list [...] whose items are text in quotes or a section {...}",
+        ),
+        (
+            "/data/validation",
+            json!({ "split": 1.0 }),
+            "data.validation.split is 1.0; it must be a number above 0 and below 1",
+        ),
+        (
+            "/optimizer/params/betas",
+            json!([0.9, 1.0]),
+            "optimizer.params.betas[1] is 1.0; it must be a number of at least 0 and below 1",
+        ),
+        (
+            "/optimizer/params/betas",
+            json!([0.9]),
+            "optimizer.params.betas is [0.9]; it must be a list of two, each a number of at least 0 and below 1",
+        ),
         ("/optimizer/params/lr", json!("fast"), "optimizer.params.lr is \"fast\"; it must be a number of at least 0"),
-        ("/scheduler/params/warmup_num_steps", json!(0), "scheduler.params.warmup_num_steps is 0; it must be a whole number of at least 1"),
-        ("/scheduler/params/warmup_type", json!("cubic"), "scheduler.params.warmup_type is \"cubic\"; it must be \"log\" or \"linear\""),
+        (
+            "/scheduler/params/warmup_num_steps",
+            json!(0),
+            "scheduler.params.warmup_num_steps is 0; it must be a whole number of at least 1",
+        ),
+        (
+            "/scheduler/params/warmup_type",
+            json!("cubic"),
+            "scheduler.params.warmup_type is \"cubic\"; it must be \"log\" or \"linear\"",
+        ),
         ("/optimizer/no_decay", json!(["*bias", 1]), "optimizer.no_decay[1] is 1; it must be text in quotes"),
-        ("/zero_optimization", json!({ "allgather_bucket_size": 5 }), "zero_optimization.allgather_bucket_size is 5; it must be a multiple of 2"),
+        (
+            "/zero_optimization",
+            json!({ "allgather_bucket_size": 5 }),
+            "zero_optimization.allgather_bucket_size is 5; it must be a multiple of 2",
+        ),
     ];
     for (path, value, want) in cases {
         assert_eq!(refusal(path, value), format!("run.json: {want}"));
@@ -92,12 +161,40 @@ fn what_is_not_supported_yet_is_refused_by_name_with_what_would_do() {
 #[test]
 fn values_that_contradict_each_other_are_both_named() {
     let cases = [
-        ("/run/epochs", json!(3), "run.steps is 2 and run.epochs is 3; keep one of run.steps, run.epochs and run.tokens"),
-        ("/model/path", json!("gpt2"), "model.path is \"gpt2\" and model.config is {\"model_type\":\"gpt2\",\"n_layer\":1}; keep one of model.path, model.preset and model.config"),
+        (
+            "/run/epochs",
+            json!(3),
+            "run.steps is 2 and run.epochs is 3; keep one of run.steps, run.epochs and run.tokens",
+        ),
+        (
+            "/model/path",
+            json!("gpt2"),
+            "model.path is \"gpt2\" and model.config is {\"model_type\":\"gpt2\",\"n_layer\":1}; keep one of model.path, model.preset and model.config",
+        ),
         ("/model", json!({}), "model is empty; it must hold one of path, preset and config"),
+        ("/data", json!({ "shuffle": true }), "data.train is missing; it must be a path, a glob or a list of sources"),
+        ("/data/train", json!([]), "data.train is []; it must name at least one source"),
+        (
+            "/data/train",
+            json!(["a.txt", { "weight": 1 }]),
+            "data.train[1].path is missing; it must be a path or a glob",
+        ),
+        (
+            "/data/validation",
+            json!({}),
+            "data.validation.split is missing; write { \"split\": 0.1 }, a path or a list of sources",
+        ),
         ("/optimizer", json!({ "params": {} }), "optimizer.type is missing; it must be \"Adam\", \"AdamW\" or \"SGD\""),
-        ("/optimizer/params/max_grad_norm", json!(1.0), "optimizer.params.max_grad_norm is not a setting of the optimizer; the global norm is clipped by gradient_clipping"),
-        ("/optimizer", json!({ "type": "SGD", "params": { "nesterov": true } }), "optimizer.params.nesterov is true, but optimizer.params.momentum is 0; it must be above 0"),
+        (
+            "/optimizer/params/max_grad_norm",
+            json!(1.0),
+            "optimizer.params.max_grad_norm is not a setting of the optimizer; the global norm is clipped by gradient_clipping",
+        ),
+        (
+            "/optimizer",
+            json!({ "type": "SGD", "params": { "nesterov": true } }),
+            "optimizer.params.nesterov is true, but optimizer.params.momentum is 0; it must be above 0",
+        ),
     ];
     for (path, value, want) in cases {
         assert_eq!(refusal(path, value), format!("run.json: {want}"));
@@ -109,7 +206,10 @@ fn values_that_contradict_each_other_are_both_named() {
 #[test]
 fn a_long_value_is_cut_in_the_message() {
     let message = refusal("/train_batch_size", json!("x".repeat(1000)));
-    assert_eq!(message, format!("run.json: train_batch_size is \"{}...; it must be a whole number of at least 1", "x".repeat(59)));
+    assert_eq!(
+        message,
+        format!("run.json: train_batch_size is \"{}...; it must be a whole number of at least 1", "x".repeat(59))
+    );
 }
 
 #[test]
@@ -121,7 +221,10 @@ fn a_file_that_cannot_be_read_or_is_no_object_says_so() {
         let message = RunConfig::load(&path, &Overrides::default()).unwrap_err().to_string();
         message.strip_prefix(&format!("{}: ", path.display())).unwrap_or_else(|| panic!("{message}")).to_owned()
     };
-    assert_eq!(load("latin.json", b"{\n\"data\": \"caf\xe9\"}"), "is not UTF-8: byte 0xe9 at offset 14, on line 2; save it as UTF-8");
+    assert_eq!(
+        load("latin.json", b"{\n\"data\": \"caf\xe9\"}"),
+        "is not UTF-8: byte 0xe9 at offset 14, on line 2; save it as UTF-8"
+    );
     assert_eq!(load("empty.json", b" \n"), "is empty; it must hold settings, such as { \"train_batch_size\": 32 }");
     assert_eq!(load("list.json", b"[1]"), "holds [1]; it must hold an object {...}");
     assert_eq!(
@@ -130,7 +233,10 @@ fn a_file_that_cannot_be_read_or_is_no_object_says_so() {
     );
     let missing = folder.path().join("missing.json");
     let message = RunConfig::load(&missing, &Overrides::default()).unwrap_err().to_string();
-    assert!(message.starts_with(&format!("{}: the run file cannot be read: No such file", missing.display())), "{message}");
+    assert!(
+        message.starts_with(&format!("{}: the run file cannot be read: No such file", missing.display())),
+        "{message}"
+    );
 }
 
 #[test]
@@ -147,23 +253,43 @@ fn what_the_command_line_says_is_blamed_on_the_command_line() {
     assert_eq!(refusal("run.setps=4"), "--set: run.setps is not a known key; the nearest one is run.steps");
     assert_eq!(refusal("run.steps"), "--set: \"run.steps\" must be key.path=value, such as run.steps=100");
     assert_eq!(refusal("run..steps=1"), "--set: \"run..steps=1\" must be key.path=value, such as run.steps=100");
-    assert_eq!(refusal("data.train.path=x"), "--set: data.train.path cannot be set: data.train is \"corpus.txt\", not a section");
+    assert_eq!(
+        refusal("data.train.path=x"),
+        "--set: data.train.path cannot be set: data.train is \"corpus.txt\", not a section"
+    );
 }
 
 #[test]
 fn training_without_model_data_or_optimizer_says_which_is_missing() {
-    let refusal = |config: Value| RunConfig::from_value(config, "ds.json").unwrap().for_training().unwrap_err().to_string();
+    let refusal =
+        |config: Value| RunConfig::from_value(config, "ds.json").unwrap().for_training().unwrap_err().to_string();
     let (model, data) = (json!({ "path": "m" }), json!({ "train": "d.txt" }));
     assert_eq!(
         refusal(json!({ "train_batch_size": 8 })),
         "ds.json: model is missing; training needs one, such as \"model\": { \"preset\": \"gpt2-124m\" }, or --model FOLDER"
     );
     assert_eq!(
-        refusal(json!({ "model": model, "data": {} })),
-        "ds.json: data.train is missing; training needs one, such as \"data\": { \"train\": \"corpus.txt\" }, or --data PATH"
+        refusal(json!({ "model": model })),
+        "ds.json: data is missing; training needs one, such as \"data\": { \"train\": \"corpus.txt\" }, or --data PATH"
     );
     assert_eq!(
         refusal(json!({ "model": model, "data": data })),
         "ds.json: optimizer is missing; training needs one, such as \"optimizer\": { \"type\": \"AdamW\", \"params\": { \"lr\": 1e-3 } }"
     );
+}
+
+#[test]
+fn a_file_cut_or_damaged_at_any_byte_is_an_error_or_a_file_and_never_a_panic() {
+    let text = "// c\n{\"data\": {\"train\": [\"a\", {\"path\": \"\u{e9}\\u00e9\"}]}, # x\n bf16: {\"enabled\": true}, /* y */\n\
+                \"optimizer\": {\"type\": \"AdamW\", \"params\": {\"lr\": 1e-3, \"betas\": [0.9, 0.95,]}}}";
+    for (at, _) in text.char_indices() {
+        let _ = RunConfig::parse(&text[..at], "cut.json");
+        for damage in
+            ["", "{", "}", "[", "]", "\"", "\\", ",", ":", "/", "*", "#", "\n", "9", "-", "null", ".", "\u{fe0f}"]
+        {
+            let next = text[at..].chars().next().map_or(0, char::len_utf8);
+            let damaged = format!("{}{damage}{}", &text[..at], &text[at + next..]);
+            let _ = RunConfig::parse(&damaged, "damaged.json");
+        }
+    }
 }

@@ -10,14 +10,12 @@ use std::sync::{Arc, LazyLock};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use super::words::Words;
 use super::{Kind, Tokenizer};
 use crate::error::{DataError, Result};
 
 /// Part of every hash: ids may change with the library.
 const LIBRARY: &str = "tokenizers 0.22:";
-
-/// Words whose ids the BPE model remembers. The library's own 10,000 are full after a few pages of a corpus.
-const WORDS_REMEMBERED: usize = 1 << 18;
 
 /// Files beside `tokenizer.json` that belong to it and are kept as they are.
 const COMPANIONS: &[&str] = &["tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"];
@@ -31,14 +29,18 @@ pub(super) struct FileTokenizer {
     /// Whether tokens are bytes in the byte-level alphabet.
     pub(super) is_byte_level: bool,
     pub(super) hash: [u8; 32],
+    /// The short way to the ids, for tokenizers that have one.
+    words: Option<Words>,
     /// Name and content of the files as they were read.
     files: Vec<(&'static str, Vec<u8>)>,
 }
 
 impl FileTokenizer {
     pub(super) fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, false).map_err(library)?;
-        Ok(encoding.get_ids().to_vec())
+        match &self.words {
+            Some(words) => words.encode(text, self.inner.get_model()).map_err(library),
+            None => Ok(self.inner.encode_fast(text, false).map_err(library)?.get_ids().to_vec()),
+        }
     }
 
     pub(super) fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
@@ -89,10 +91,7 @@ pub(super) fn load(path: &Path) -> Result<Tokenizer> {
     value["model"]["dropout"] = Value::Null;
     value["truncation"] = Value::Null;
     value["padding"] = Value::Null;
-    let mut inner = tokenizers::Tokenizer::from_bytes(value.to_string()).map_err(|e| bad(e.to_string()))?;
-    let mut model = inner.get_model().clone();
-    model.resize_cache(WORDS_REMEMBERED);
-    inner.with_model(model);
+    let inner = tokenizers::Tokenizer::from_bytes(value.to_string()).map_err(|e| bad(e.to_string()))?;
     let largest = inner.get_vocab(true).into_values().max();
     let vocab_size = largest.ok_or_else(|| bad("its vocabulary is empty".to_owned()))? as usize + 1;
     let companions = companions(&path)?;
@@ -103,10 +102,11 @@ pub(super) fn load(path: &Path) -> Result<Tokenizer> {
     }
     let end_of_text = end_of_text(&inner, &companions);
     let is_byte_level = value["decoder"]["type"] == "ByteLevel";
+    let words = Words::new(&value);
     let mut files = vec![("tokenizer.json", bytes)];
     files.extend(companions);
     let hash = hasher.finalize().into();
-    let file = FileTokenizer { inner, vocab_size, end_of_text, is_byte_level, hash, files };
+    let file = FileTokenizer { inner, vocab_size, end_of_text, is_byte_level, hash, words, files };
     Ok(Tokenizer(Kind::File(Arc::new(file))))
 }
 
@@ -162,6 +162,10 @@ static ALPHABET: LazyLock<[char; 256]> = LazyLock::new(|| {
         _ => others.next().expect("68 characters follow U+0100"),
     })
 });
+
+pub(super) fn byte_level_char(byte: u8) -> char {
+    ALPHABET[usize::from(byte)]
+}
 
 fn byte_of_char(c: char) -> Option<u8> {
     static BYTES: LazyLock<BTreeMap<char, u8>> =

@@ -12,6 +12,7 @@
 
 mod file;
 mod stream;
+mod words;
 
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -3,13 +3,12 @@
 //! Keys and values of the segment are packed once; for every block of queries the gradient of `q` is summed in the block
 //! while those of `k` and `v` are summed over all blocks and heads, in order.
 
-use super::dropout::BlockDropout;
-use super::forward::{along_keys, scores_of};
 use super::geometry::{Block, visible_keys};
-use super::product::{Format, Product, UNIT, product};
+use super::product::{Format, UNIT};
 use super::scratch::{Scratch, with_scratch};
-use super::softmax::{GradientWords, Saved, Scores, gradient_block};
-use super::tile::{self, Columns, interleave, pack_natural, padded, store_rows, transpose};
+use super::softmax::{GradientWords, Saved, gradient_block};
+use super::tile::{Columns, dot, interleave, pack_natural, padded, store_rows, transpose};
+use super::work::Work;
 use super::{AttentionSpec, BLOCK, Rows, Segment, check_rows, for_gaps};
 use crate::isa::multiversion;
 use crate::pool::Parts;
@@ -78,14 +77,44 @@ struct Keys<'a> {
     dv: &'a mut [f32],
 }
 
-/// Blocks of one block of queries.
+/// The blocks that [`Keys::take`] and [`Queries::take`] take.
+const KEY_BLOCKS: usize = 5;
+const QUERY_BLOCKS: usize = 14;
+
+impl<'a> Keys<'a> {
+    fn take(scratch: &mut Scratch<'a>, len: usize) -> Self {
+        let [k_natural, k_interleaved, v_natural] = [(); 3].map(|()| scratch.take(len));
+        Self { k_natural, k_interleaved, v_natural, dk: scratch.take(len), dv: scratch.take(len) }
+    }
+}
+
+/// A block of rows in the three forms that products need.
+struct Packed<'a> {
+    natural: &'a mut [u32],
+    transposed: &'a mut [u32],
+    /// For pairs; otherwise `natural` is meant.
+    interleaved: &'a mut [u32],
+}
+
+impl<'a> Packed<'a> {
+    fn take(scratch: &mut Scratch<'a>, len: usize) -> Self {
+        let [natural, transposed, interleaved] = [(); 3].map(|()| scratch.take(len));
+        Self { natural, transposed, interleaved }
+    }
+
+    fn pack<T: Element>(&mut self, work: Work<'_>, rows: Rows<T>, num_rows: usize) {
+        pack_natural(work.isa, work.format, rows, num_rows, work.spec.head_dim, self.natural);
+        transpose(self.natural, num_rows.next_multiple_of(UNIT), work.words_per_row(), self.transposed);
+        if work.format == Format::Bf16Pair {
+            interleave(work.isa, self.natural, num_rows, work.words_per_row(), self.interleaved);
+        }
+    }
+}
+
+/// One block of queries, and the blocks `[key][query]` of its probabilities.
 struct Queries<'a> {
-    q_natural: &'a mut [u32],
-    q_transposed: &'a mut [u32],
-    q_interleaved: &'a mut [u32],
-    dout_natural: &'a mut [u32],
-    dout_transposed: &'a mut [u32],
-    dout_interleaved: &'a mut [u32],
+    q: Packed<'a>,
+    dout: Packed<'a>,
     dq: &'a mut [f32],
     log_sum_exp: &'a mut [f32],
     delta: &'a mut [f32],
@@ -94,35 +123,19 @@ struct Queries<'a> {
     words: GradientWords<'a>,
 }
 
-impl<'a> Keys<'a> {
-    const NUM_BLOCKS: usize = 5;
-
-    fn take(scratch: &mut Scratch<'a>, len: usize) -> Self {
-        Self {
-            k_natural: scratch.take(len),
-            k_interleaved: scratch.take(len),
-            v_natural: scratch.take(len),
-            dk: scratch.take(len),
-            dv: scratch.take(len),
-        }
-    }
-}
-
 impl<'a> Queries<'a> {
-    const NUM_ROWS: usize = 7;
-    const NUM_LANES: usize = 2;
-    const NUM_SQUARES: usize = 5;
+    /// What [`Queries::take`] takes.
+    fn lens(width: usize) -> [usize; QUERY_BLOCKS] {
+        let mut lens = [BLOCK * BLOCK; QUERY_BLOCKS];
+        lens[..7].fill(BLOCK * width);
+        lens[7..9].fill(BLOCK);
+        lens
+    }
 
     fn take(scratch: &mut Scratch<'a>, width: usize) -> Self {
-        let [q_natural, q_transposed, q_interleaved] = [(); 3].map(|()| scratch.take(BLOCK * width));
-        let [dout_natural, dout_transposed, dout_interleaved] = [(); 3].map(|()| scratch.take(BLOCK * width));
         Self {
-            q_natural,
-            q_transposed,
-            q_interleaved,
-            dout_natural,
-            dout_transposed,
-            dout_interleaved,
+            q: Packed::take(scratch, BLOCK * width),
+            dout: Packed::take(scratch, BLOCK * width),
             dq: scratch.take(BLOCK * width),
             log_sum_exp: scratch.take(BLOCK),
             delta: scratch.take(BLOCK),
@@ -138,33 +151,25 @@ impl<'a> Queries<'a> {
 }
 
 impl<T: Element> Call<'_, T> {
-    fn format(&self) -> Format {
-        Format::of::<T>(self.isa)
-    }
-
-    /// Padded width of a head.
-    fn width(&self) -> usize {
-        padded(self.spec.head_dim)
-    }
-
     /// One task.
     fn key_head(&self, segment: &Segment, kv_head: usize) {
-        let (spec, width) = (self.spec, self.width());
-        let len = segment.k_len.next_multiple_of(UNIT) * width;
-        let mut lens = vec![len; Keys::NUM_BLOCKS];
-        lens.extend([BLOCK * width; Queries::NUM_ROWS]);
-        lens.extend([BLOCK; Queries::NUM_LANES]);
-        lens.extend([BLOCK * BLOCK; Queries::NUM_SQUARES]);
+        let spec = self.spec;
+        let work = |head| Work::new::<T>(self.isa, spec, segment, head);
+        let heads = kv_head * spec.group()..(kv_head + 1) * spec.group();
+        let width = padded(spec.head_dim);
+        let keys_len = segment.k_len.next_multiple_of(UNIT) * width;
+        let mut lens = [0; KEY_BLOCKS + QUERY_BLOCKS];
+        lens[..KEY_BLOCKS].fill(keys_len);
+        lens[KEY_BLOCKS..].copy_from_slice(&Queries::lens(width));
         with_scratch(&lens, |mut scratch| {
-            let mut keys = Keys::take(&mut scratch, len);
+            let mut keys = Keys::take(&mut scratch, keys_len);
             let mut queries = Queries::take(&mut scratch, width);
-            self.pack_keys(segment, kv_head, &mut keys);
-            for head in kv_head * spec.group()..(kv_head + 1) * spec.group() {
+            self.pack_keys(work(heads.start), kv_head, &mut keys);
+            for work in heads.map(work) {
                 for query in (0..segment.q_len).step_by(BLOCK) {
-                    self.pack_queries(segment, head, query, &mut queries);
-                    self.block_of_queries(segment, head, query, &mut keys, &mut queries);
-                    let num_queries = (segment.q_len - query).min(BLOCK);
-                    self.store(segment.q_start + query, num_queries, head, queries.dq);
+                    self.pack_queries(work, query, &mut queries);
+                    add_gradients(work, query, &mut keys, &mut queries);
+                    self.store(segment.q_start + query, work.num_queries(query), work.head, queries.dq);
                 }
             }
             self.store(segment.k_start, segment.k_len, spec.num_heads + kv_head, keys.dk);
@@ -172,37 +177,31 @@ impl<T: Element> Call<'_, T> {
         });
     }
 
-    fn pack_keys(&self, segment: &Segment, kv_head: usize, keys: &mut Keys<'_>) {
-        let (spec, format) = (self.spec, self.format());
+    fn pack_keys(&self, work: Work<'_>, kv_head: usize, keys: &mut Keys<'_>) {
+        let Work { isa, format, spec, segment, .. } = work;
         let rows = Rows { data: self.qkv, stride: self.stride };
-        let k = rows.from(segment.k_start, (spec.num_heads + kv_head) * spec.head_dim);
-        let v = rows.from(segment.k_start, (spec.num_heads + spec.num_kv_heads + kv_head) * spec.head_dim);
-        pack_natural(self.isa, format, k, segment.k_len, spec.head_dim, keys.k_natural);
-        pack_natural(self.isa, format, v, segment.k_len, spec.head_dim, keys.v_natural);
+        let k = rows.starting_at(segment.k_start, (spec.num_heads + kv_head) * spec.head_dim);
+        let v = rows.starting_at(segment.k_start, (spec.num_heads + spec.num_kv_heads + kv_head) * spec.head_dim);
+        pack_natural(isa, format, k, segment.k_len, spec.head_dim, keys.k_natural);
+        pack_natural(isa, format, v, segment.k_len, spec.head_dim, keys.v_natural);
         if format == Format::Bf16Pair {
-            interleave(self.isa, keys.k_natural, segment.k_len, self.width() / 2, keys.k_interleaved);
+            interleave(isa, keys.k_natural, segment.k_len, work.words_per_row(), keys.k_interleaved);
         }
         keys.dk.fill(0.0);
         keys.dv.fill(0.0);
     }
 
-    fn pack_queries(&self, segment: &Segment, head: usize, query: usize, queries: &mut Queries<'_>) {
-        let (spec, format, column) = (self.spec, self.format(), head * self.spec.head_dim);
-        let (row, num_queries) = (segment.q_start + query, (segment.q_len - query).min(BLOCK));
-        let (words_per_row, num_rows) = (self.width() / format.per_word(), num_queries.next_multiple_of(UNIT));
-        let q = Rows { data: self.qkv, stride: self.stride }.from(row, column);
-        let out_rows = |data| Rows { data, stride: spec.num_heads * spec.head_dim }.from(row, column);
-        let (out, dout) = (out_rows(self.out), out_rows(self.dout));
-        pack_natural(self.isa, format, q, num_queries, spec.head_dim, queries.q_natural);
-        pack_natural(self.isa, format, dout, num_queries, spec.head_dim, queries.dout_natural);
-        transpose(queries.q_natural, num_rows, words_per_row, queries.q_transposed);
-        transpose(queries.dout_natural, num_rows, words_per_row, queries.dout_transposed);
-        if format == Format::Bf16Pair {
-            interleave(self.isa, queries.q_natural, num_queries, words_per_row, queries.q_interleaved);
-            interleave(self.isa, queries.dout_natural, num_queries, words_per_row, queries.dout_interleaved);
-        }
+    fn pack_queries(&self, work: Work<'_>, query: usize, queries: &mut Queries<'_>) {
+        let Work { isa, spec, head, .. } = work;
+        let (row, column, num_queries) = (work.segment.q_start + query, head * spec.head_dim, work.num_queries(query));
+        let q = Rows { data: self.qkv, stride: self.stride }.starting_at(row, column);
+        let [out, dout] = [self.out, self.dout]
+            .map(|data| Rows { data, stride: spec.num_heads * spec.head_dim }.starting_at(row, column));
+        queries.q.pack(work, q, num_queries);
+        queries.dout.pack(work, dout, num_queries);
+        queries.dq.fill(0.0);
         queries.delta.fill(0.0);
-        row_dots(self.isa, out, dout, spec.head_dim, &mut queries.delta[..num_queries]);
+        row_dots(isa, out, dout, spec.head_dim, &mut queries.delta[..num_queries]);
         queries.log_sum_exp.fill(0.0);
         let saved = &self.log_sum_exp[head * self.num_rows + row..][..num_queries];
         for (log_sum_exp, saved) in queries.log_sum_exp.iter_mut().zip(saved) {
@@ -210,52 +209,11 @@ impl<T: Element> Call<'_, T> {
             let seen = *saved != f32::NEG_INFINITY;
             *log_sum_exp = if seen { saved * std::f32::consts::LOG2_E } else { 0.0 };
         }
-        queries.dq.fill(0.0);
-    }
-
-    fn block_of_queries(
-        &self,
-        segment: &Segment,
-        head: usize,
-        query: usize,
-        keys: &mut Keys<'_>,
-        queries: &mut Queries<'_>,
-    ) {
-        let (isa, spec, format, width) = (self.isa, self.spec, self.format(), self.width());
-        let words_per_row = width / format.per_word();
-        let seen = visible_keys(spec, segment, query..(query + BLOCK).min(segment.q_len));
-        for key in (seen.start / BLOCK * BLOCK..seen.end).step_by(BLOCK) {
-            let block = Block::new(spec, segment, query, key);
-            let Queries { scores, dp, words, .. } = queries;
-            let k = &keys.k_natural[key * words_per_row..];
-            let v = &keys.v_natural[key * words_per_row..];
-            scores_of(isa, format, &block, k, queries.q_transposed, words_per_row, scores);
-            scores_of(isa, format, &block, v, queries.dout_transposed, words_per_row, dp);
-            let dropout = spec.dropout.map(|dropout| BlockDropout::new(&dropout, segment, head, query, key));
-            let saved = Saved { log_sum_exp: queries.log_sum_exp, delta: queries.delta };
-            let how = Scores::new(spec.scale, spec.softcap);
-            gradient_block(isa, scores, dp, &block, how, dropout, format, &saved, words);
-            let (dk, dv) = (&mut keys.dk[key * width..], &mut keys.dv[key * width..]);
-            match format {
-                Format::Single => {
-                    let (p, ds): (&[u32], &[u32]) = (bytemuck::cast_slice(scores), bytemuck::cast_slice(dp));
-                    along_queries(isa, format, &block, p, queries.dout_natural, width, dv);
-                    along_queries(isa, format, &block, ds, queries.q_natural, width, dk);
-                    along_keys(isa, format, &block, ds, k, width, queries.dq);
-                }
-                Format::Bf16Pair => {
-                    let k = &keys.k_interleaved[key / 2 * width..];
-                    along_queries(isa, format, &block, words.p, queries.dout_interleaved, width, dv);
-                    along_queries(isa, format, &block, words.ds, queries.q_interleaved, width, dk);
-                    along_keys(isa, format, &block, words.ds_interleaved, k, width, queries.dq);
-                }
-            }
-        }
     }
 
     /// Writes sums `[num_rows][width]` to the columns of part `part` of `dqkv`, counted in heads.
     fn store(&self, row: usize, num_rows: usize, part: usize, sums: &[f32]) {
-        let (head_dim, width) = (self.spec.head_dim, self.width());
+        let (head_dim, width) = (self.spec.head_dim, padded(self.spec.head_dim));
         for done in (0..num_rows).step_by(BLOCK) {
             let first = (row + done) * self.stride + part * head_dim;
             // SAFETY: segments do not overlap, and of a segment's rows the columns of a key head, and of the query heads
@@ -267,39 +225,41 @@ impl<T: Element> Call<'_, T> {
     }
 }
 
-/// `out[key][d] += sum_query weights[key][query] values[query][d]`: what keys gather along the queries that see them.
-fn along_queries(
-    isa: Isa,
-    format: Format,
-    block: &Block,
-    weights: &[u32],
-    values: &[u32],
-    width: usize,
-    out: &mut [f32],
-) {
-    let (row, words_per_unit) = (BLOCK / format.per_word(), UNIT / format.per_word());
-    for unit in 0..block.key_units() {
-        let queries = block.units_seeing(unit);
-        let first = queries.start * words_per_unit;
-        let operands = Product {
-            a: &weights[unit * UNIT * row + first..],
-            a_row: row,
-            a_depth: 1,
-            b: &values[first * width..],
-            b_row: width,
-            rows: UNIT,
-            units: width / UNIT,
-            depth: queries.len() * words_per_unit,
-        };
-        product(isa, format, &mut out[unit * UNIT * width..], width, true, operands);
+/// The gradients that a block of queries and the keys it sees give each other.
+fn add_gradients(work: Work<'_>, query: usize, keys: &mut Keys<'_>, queries: &mut Queries<'_>) {
+    let Work { isa, format, spec, segment, .. } = work;
+    let (width, words_per_row) = (work.width(), work.words_per_row());
+    let Queries { q, dout, dq, log_sum_exp, delta, scores, dp, words } = queries;
+    let saved = Saved { log_sum_exp, delta };
+    let seen = visible_keys(spec, segment, query..query + work.num_queries(query));
+    for key in (seen.start / BLOCK * BLOCK..seen.end).step_by(BLOCK) {
+        let block = Block::new(spec, segment, query, key);
+        let (k, v) = (&keys.k_natural[key * words_per_row..], &keys.v_natural[key * words_per_row..]);
+        work.scores_of(&block, k, q.transposed, scores);
+        work.scores_of(&block, v, dout.transposed, dp);
+        gradient_block(isa, scores, dp, &block, work.scores(), work.dropout(query, key), format, &saved, words);
+        let (dk, dv) = (&mut keys.dk[key * width..], &mut keys.dv[key * width..]);
+        match format {
+            Format::Single => {
+                let (p, ds): (&[u32], &[u32]) = (bytemuck::cast_slice(scores), bytemuck::cast_slice(dp));
+                work.along_queries(&block, p, dout.natural, dv);
+                work.along_queries(&block, ds, q.natural, dk);
+                work.along_keys(&block, ds, k, dq);
+            }
+            Format::Bf16Pair => {
+                work.along_queries(&block, words.p, dout.interleaved, dv);
+                work.along_queries(&block, words.ds, q.interleaved, dk);
+                work.along_keys(&block, words.ds_interleaved, &keys.k_interleaved[key / 2 * width..], dq);
+            }
+        }
     }
 }
 
 multiversion! {
     /// `dots[i] = sum_d a[i][d] b[i][d]`
     fn row_dots<T: Element>(a: Rows<T>, b: Rows<T>, head_dim: usize, dots: &mut [f32]) {
-        for (i, dot) in dots.iter_mut().enumerate() {
-            *dot = tile::dot(a.row(i, 0, head_dim), b.row(i, 0, head_dim));
+        for (i, sum) in dots.iter_mut().enumerate() {
+            *sum = dot(a.row(i, 0, head_dim), b.row(i, 0, head_dim));
         }
     }
 }

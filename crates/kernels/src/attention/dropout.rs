@@ -2,8 +2,12 @@
 //!
 //! Philox4x32-10 with counter `[sample, query position, key position / 4, 1 + head]` yields the words of four keys.
 
+use std::ops::Range;
+
 use super::product::UNIT;
-use super::{AttentionDropout, Segment};
+use super::{AttentionDropout, BLOCK, Segment};
+use crate::dropout::{is_kept, keep_scale, keep_threshold};
+use crate::philox::philox4x32;
 
 /// Dropout of one head in one block.
 #[derive(Clone, Copy)]
@@ -17,7 +21,7 @@ pub(super) struct BlockDropout {
     /// Words from this on are kept.
     threshold: u32,
     /// What kept probabilities are multiplied by.
-    pub(super) scale: f32,
+    scale: f32,
 }
 
 impl BlockDropout {
@@ -29,59 +33,68 @@ impl BlockDropout {
             head: 1 + dropout.first_head + head as u32,
             query: segment.row_position + (segment.q_position + query) as u32,
             first_key: segment.row_position + (segment.k_position + key) as u32,
-            threshold: (f64::from(dropout.probability) * 4_294_967_296.0).ceil() as u32,
-            scale: 1.0 / (1.0 - dropout.probability),
+            threshold: keep_threshold(dropout.probability),
+            scale: keep_scale(dropout.probability),
         }
     }
 
-    /// Calls `apply(key, factors)` for the keys `keys` of the block, in order, with the factors of 16 queries from
-    /// `query` on: 0 or [`BlockDropout::scale`].
+    /// Multiplies the rows `keys` of a block `[key][BLOCK queries]` by 0 or [`BlockDropout::scale`], for 16 queries from
+    /// `query` on.
     #[inline(always)]
-    pub(super) fn for_keys(
-        &self,
-        keys: std::ops::Range<usize>,
-        query: usize,
-        mut apply: impl FnMut(usize, [f32; UNIT]),
-    ) {
+    pub(super) fn apply(&self, block: &mut [f32], keys: Range<usize>, query: usize) {
         let mut key = keys.start;
         while key < keys.end {
             let position = self.first_key + key as u32;
             let words = self.words(query, position / 4);
-            for word in position % 4..4 {
+            for words in &words[position as usize % 4..] {
                 if key == keys.end {
                     return;
                 }
-                apply(key, words[word as usize].map(|w| if w >= self.threshold { self.scale } else { 0.0 }));
+                let row = &mut block[key * BLOCK + query..][..UNIT];
+                for (value, &word) in row.iter_mut().zip(words) {
+                    *value *= if is_kept(word, self.threshold) { self.scale } else { 0.0 };
+                }
                 key += 1;
             }
+        }
+    }
+
+    /// Multiplies the weights of the first keys of the block by 0 or [`BlockDropout::scale`], for its first query.
+    pub(super) fn apply_to_row(&self, weights: &mut [f32]) {
+        for (position, weight) in (self.first_key..).zip(weights) {
+            let words = philox4x32(self.key, [self.sample, self.query, position / 4, self.head]);
+            let kept = is_kept(words[position as usize % 4], self.threshold);
+            *weight *= if kept { self.scale } else { 0.0 };
         }
     }
 
     /// `[word][query]`
     #[inline(always)]
     fn words(&self, query: usize, quad: u32) -> [[u32; UNIT]; 4] {
-        let mut words = [[0; UNIT]; 4];
-        for lane in 0..UNIT {
-            let counter = [self.sample, self.query + (query + lane) as u32, quad, self.head];
-            let drawn = philox4x32(self.key, counter);
-            for (words, drawn) in words.iter_mut().zip(drawn) {
-                words[lane] = drawn;
-            }
-        }
-        words
+        let mut queries = [self.query + query as u32; UNIT];
+        queries.iter_mut().zip(0..).for_each(|(query, lane)| *query += lane);
+        philox_lanes(self.key, [[self.sample; UNIT], queries, [quad; UNIT], [self.head; UNIT]])
     }
 }
 
-/// Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
+/// [`philox4x32`] of 16 counters side by side, `[word][counter]`.
+///
+/// The same rounds as there: that file offers counters that differ in their third word, here the second differs. Words
+/// travel as u64 below 2^32, which is what vector units multiply.
 #[inline(always)]
-pub(super) fn philox4x32(key: [u32; 2], counter: [u32; 4]) -> [u32; 4] {
-    let ([mut k0, mut k1], mut c) = (key, counter);
+fn philox_lanes([mut k0, mut k1]: [u32; 2], counters: [[u32; UNIT]; 4]) -> [[u32; UNIT]; 4] {
+    const LOW: u64 = 0xffff_ffff;
+    let [mut c0, mut c1, mut c2, mut c3] = counters.map(|words| words.map(u64::from));
     for _ in 0..10 {
-        let p0 = u64::from(c[0]) * 0xd251_1f53;
-        let p1 = u64::from(c[2]) * 0xcd9e_8d57;
-        c = [(p1 >> 32) as u32 ^ c[1] ^ k0, p1 as u32, (p0 >> 32) as u32 ^ c[3] ^ k1, p0 as u32];
-        k0 = k0.wrapping_add(0x9e37_79b9);
-        k1 = k1.wrapping_add(0xbb67_ae85);
+        for lane in 0..UNIT {
+            let p0 = 0xd251_1f53 * (c0[lane] & LOW);
+            let p1 = 0xcd9e_8d57 * (c2[lane] & LOW);
+            c0[lane] = (p1 >> 32) ^ c1[lane] ^ u64::from(k0);
+            c1[lane] = p1 & LOW;
+            c2[lane] = (p0 >> 32) ^ c3[lane] ^ u64::from(k1);
+            c3[lane] = p0 & LOW;
+        }
+        (k0, k1) = (k0.wrapping_add(0x9e37_79b9), k1.wrapping_add(0xbb67_ae85));
     }
-    c
+    [c0, c1, c2, c3].map(|words| words.map(|word| word as u32))
 }

@@ -1,14 +1,19 @@
-//! The forward pass: one task is one block of queries of one head, which walks over the keys it sees.
+//! The forward pass: one task is a few blocks of queries of one head, which walk over the keys they see together.
 
-use super::dropout::BlockDropout;
+use std::ops::Range;
+
 use super::geometry::{Block, visible_keys};
-use super::product::{Format, Product, UNIT, product};
+use super::product::{Format, UNIT};
 use super::scratch::with_scratch;
-use super::softmax::{LOWEST, Running, Scores, finish, softmax_block};
-use super::tile::{Columns, interleave, pack_natural, padded, store_rows, transpose};
+use super::softmax::{LOWEST, Running, finish, softmax_block};
+use super::tile::{Columns, interleave, pack_natural, store_rows, transpose};
+use super::work::Work;
 use super::{AttentionSpec, BLOCK, Rows, Segment, check_rows, few, for_gaps};
 use crate::pool::Parts;
-use crate::{Cpu, Element, Isa};
+use crate::{Cpu, Element};
+
+/// Blocks of queries that one task works on.
+const BLOCKS_PER_TASK: usize = 4;
 
 /// Attention of every segment: `out = softmax(score(q k^T)) v`, and the log-sum-exp of the scores.
 ///
@@ -48,36 +53,38 @@ pub fn forward<T: Element>(
     let tasks = tasks(spec, segments);
     let output = Output { out: Parts::new(out), log_sum_exp: Parts::new(log_sum_exp), width, num_queries };
     cpu.pool.run(tasks.len(), |i| {
-        let Task { segment, head, query } = tasks[i];
+        let Task { segment, head, ref queries } = tasks[i];
         let segment = &segments[segment];
+        let work = Work::new::<T>(cpu.isa, spec, segment, head);
         let (column, kv_column) = (head * spec.head_dim, head / spec.group() * spec.head_dim);
         let inputs = Inputs {
-            q: q.from(segment.q_start + query, column),
-            k: k.from(segment.k_start, kv_column),
-            v: v.from(segment.k_start, kv_column),
+            q: q.starting_at(segment.q_start + queries.start, column),
+            k: k.starting_at(segment.k_start, kv_column),
+            v: v.starting_at(segment.k_start, kv_column),
         };
         if segment.q_len <= few::MAX_QUERIES {
-            few::attend(cpu.isa, spec, segment, head, inputs, &output);
+            few::attend(work, inputs, &output);
         } else {
-            attend(cpu.isa, spec, segment, head, query, inputs, &output);
+            attend(work, queries.clone(), inputs, &output);
         }
     });
 }
 
-#[derive(Clone, Copy)]
 struct Task {
     segment: usize,
     head: usize,
-    /// The first query of the block, in the segment.
-    query: usize,
+    /// In the segment.
+    queries: Range<usize>,
 }
 
-/// Blocks of one head follow each other, because they read the same keys; late ones, which see more, come first.
+/// Tasks of one head follow each other, because they read the same keys; late queries, which see more, come first.
 fn tasks(spec: &AttentionSpec, segments: &[Segment]) -> Vec<Task> {
+    const QUERIES: usize = BLOCKS_PER_TASK * BLOCK;
     let mut tasks = Vec::new();
-    for (segment, Segment { q_len, .. }) in segments.iter().enumerate() {
+    for (segment, &Segment { q_len, .. }) in segments.iter().enumerate() {
         for head in 0..spec.num_heads {
-            tasks.extend((0..*q_len).step_by(BLOCK).rev().map(|query| Task { segment, head, query }));
+            let starts = (0..q_len).step_by(QUERIES).rev();
+            tasks.extend(starts.map(|start| Task { segment, head, queries: start..(start + QUERIES).min(q_len) }));
         }
     }
     tasks
@@ -100,139 +107,117 @@ pub(super) struct Output<'a, T> {
 }
 
 impl<T: Element> Output<'_, T> {
-    /// Writes the results of queries from row `row` on: sums of values `[query][padded head_dim]`, not yet divided by the
+    /// Writes the results of queries from `query` on: sums of values `[query][padded head_dim]`, not yet divided by the
     /// sums of weights, which are relative to `max`. Overwrites `max` and `sum`.
-    #[allow(clippy::too_many_arguments, reason = "the state of a block of queries")]
-    pub(super) fn store(
-        &self,
-        isa: Isa,
-        row: usize,
-        head: usize,
-        head_dim: usize,
-        values: &[f32],
-        max: &mut [f32],
-        sum: &mut [f32],
-    ) {
-        // SAFETY: segments do not overlap and blocks of a segment do not, so no other task has these rows of this head.
+    pub(super) fn store(&self, work: Work<'_>, query: usize, values: &[f32], max: &mut [f32], sum: &mut [f32]) {
+        let Work { isa, head, spec: &AttentionSpec { head_dim, .. }, .. } = work;
+        let row = work.segment.q_start + query;
+        // SAFETY: segments do not overlap and tasks of a segment do not, so no other task has these rows of this head.
         let (mut out, log_sum_exp) = unsafe {
             let first = head * self.num_queries + row;
             let out = Columns::new(&self.out, row * self.width + head * head_dim, self.width, head_dim);
             (out, self.log_sum_exp.get(first..first + max.len()))
         };
-        finish(isa, max, sum);
+        finish(isa, work.scores(), max, sum);
         log_sum_exp.copy_from_slice(max);
-        store_rows(isa, values, padded(head_dim), sum, &mut out);
+        store_rows(isa, values, work.width(), sum, &mut out);
     }
 }
 
-/// One block of queries of one head.
-fn attend<T: Element>(
-    isa: Isa,
-    spec: &AttentionSpec,
-    segment: &Segment,
-    head: usize,
-    query: usize,
-    inputs: Inputs<T>,
-    output: &Output<T>,
-) {
-    let (format, head_dim) = (Format::of::<T>(isa), spec.head_dim);
-    let (width, num_queries) = (padded(head_dim), (segment.q_len - query).min(BLOCK));
-    let block_len = BLOCK * width;
-    let lens = [block_len, block_len, block_len, block_len, block_len, BLOCK * BLOCK, BLOCK * BLOCK, 3 * BLOCK];
-    with_scratch(&lens, |mut scratch| {
-        let (natural, q_transposed) = (scratch.take(block_len), scratch.take(block_len));
-        let (k_natural, v_interleaved) = (scratch.take(block_len), scratch.take(block_len));
-        let out: &mut [f32] = scratch.take(block_len);
-        let (scores, words) = (scratch.take(BLOCK * BLOCK), scratch.take(BLOCK * BLOCK));
-        let [max, sum, rescale] = [(); 3].map(|()| scratch.take::<f32>(BLOCK));
-        let mut running = Running { max, sum, rescale };
-        running.max.fill(LOWEST);
-        running.sum.fill(0.0);
-        out.fill(0.0);
-        let words_per_row = width / format.per_word();
-        pack_natural(isa, format, inputs.q, num_queries, head_dim, natural);
-        transpose(natural, num_queries.next_multiple_of(UNIT), words_per_row, q_transposed);
+/// One block of keys and of values, as operands.
+struct KeyBlock<'a> {
+    k_natural: &'a mut [u32],
+    v_natural: &'a mut [u32],
+    /// For pairs; otherwise `v_natural` is meant.
+    v_interleaved: &'a mut [u32],
+}
 
-        let seen = visible_keys(spec, segment, query..query + num_queries);
-        for key in (seen.start / BLOCK * BLOCK..seen.end).step_by(BLOCK) {
-            let block = Block::new(spec, segment, query, key);
-            pack_natural(isa, format, inputs.k.from(key, 0), block.num_keys, head_dim, k_natural);
-            match format {
-                Format::Single => {
-                    pack_natural(isa, format, inputs.v.from(key, 0), block.num_keys, head_dim, v_interleaved)
-                }
-                Format::Bf16Pair => {
-                    pack_natural(isa, format, inputs.v.from(key, 0), block.num_keys, head_dim, natural);
-                    interleave(isa, natural, block.num_keys, words_per_row, v_interleaved);
-                }
-            }
-            scores_of(isa, format, &block, k_natural, q_transposed, words_per_row, scores);
-            let how = Scores::new(spec.scale, spec.softcap);
-            let dropout = spec.dropout.map(|dropout| BlockDropout::new(&dropout, segment, head, query, key));
-            softmax_block(isa, scores, words, &block, how, dropout, format, &mut running);
-            for (out, rescale) in out.chunks_exact_mut(width).zip(running.rescale.iter()) {
-                if *rescale != 1.0 {
-                    out.iter_mut().for_each(|out| *out *= rescale);
-                }
-            }
-            let p = if format == Format::Single { bytemuck::cast_slice(scores) } else { &*words };
-            along_keys(isa, format, &block, p, v_interleaved, width, out);
+/// One block of queries and its results so far.
+struct QueryBlock<'a> {
+    /// Its first query, in the segment.
+    query: usize,
+    q_transposed: &'a mut [u32],
+    /// `[query][padded head_dim]`
+    out: &'a mut [f32],
+    running: Running<'a>,
+}
+
+/// Some blocks of queries of one head: keys are packed once for all of them.
+fn attend<T: Element>(work: Work<'_>, queries: Range<usize>, inputs: Inputs<T>, output: &Output<T>) {
+    let (len, square, first) = (BLOCK * work.width(), BLOCK * BLOCK, queries.start);
+    let mut lens = [0; 5 + 5 * BLOCKS_PER_TASK];
+    lens[..5].copy_from_slice(&[len, len, len, square, square]);
+    lens[5..].chunks_exact_mut(5).for_each(|block| block.copy_from_slice(&[len, len, BLOCK, BLOCK, BLOCK]));
+    with_scratch(&lens, |mut scratch| {
+        let [k_natural, v_natural, v_interleaved] = [(); 3].map(|()| scratch.take(len));
+        let (scores, words) = (scratch.take(square), scratch.take(square));
+        let mut keys = KeyBlock { k_natural, v_natural, v_interleaved };
+        let mut starts = queries.clone().step_by(BLOCK);
+        let mut blocks = [(); BLOCKS_PER_TASK].map(|()| {
+            let (q_transposed, out) = (scratch.take(len), scratch.take(len));
+            let [max, sum, rescale] = [(); 3].map(|()| scratch.take(BLOCK));
+            let running = Running { max, sum, rescale };
+            starts.next().map(|query| QueryBlock { query, q_transposed, out, running })
+        });
+        for block in blocks.iter_mut().flatten() {
+            block.start(work, inputs.q.starting_at(block.query - first, 0), keys.k_natural);
         }
-        let (max, sum) = (&mut running.max[..num_queries], &mut running.sum[..num_queries]);
-        output.store(isa, segment.q_start + query, head, head_dim, out, max, sum);
+        let seen = visible_keys(work.spec, work.segment, queries.clone());
+        for key in (seen.start / BLOCK * BLOCK..seen.end).step_by(BLOCK) {
+            keys.pack(work, [inputs.k, inputs.v].map(|rows| rows.starting_at(key, 0)), key);
+            for block in blocks.iter_mut().flatten() {
+                block.add_keys(work, key, &keys, scores, words);
+            }
+        }
+        for QueryBlock { query, out, running, .. } in blocks.iter_mut().flatten() {
+            let num_queries = work.num_queries(*query);
+            output.store(work, *query, out, &mut running.max[..num_queries], &mut running.sum[..num_queries]);
+        }
     });
 }
 
-/// `scores[key][query] = sum_d k[key][d] q[query][d]` where something is visible.
-pub(super) fn scores_of(
-    isa: Isa,
-    format: Format,
-    block: &Block,
-    k_natural: &[u32],
-    q_transposed: &[u32],
-    words_per_row: usize,
-    scores: &mut [f32],
-) {
-    for unit in 0..block.key_units() {
-        let queries = block.units_seeing(unit);
-        let operands = Product {
-            a: &k_natural[unit * UNIT * words_per_row..],
-            a_row: words_per_row,
-            a_depth: 1,
-            b: &q_transposed[queries.start * UNIT..],
-            b_row: BLOCK,
-            rows: UNIT,
-            units: queries.len(),
-            depth: words_per_row,
-        };
-        product(isa, format, &mut scores[unit * UNIT * BLOCK + queries.start * UNIT..], BLOCK, false, operands);
+impl KeyBlock<'_> {
+    /// Packs the keys and values from key `key` on.
+    fn pack<T: Element>(&mut self, work: Work<'_>, [k, v]: [Rows<T>; 2], key: usize) {
+        let Work { isa, format, spec, segment, .. } = work;
+        let num_keys = (segment.k_len - key).min(BLOCK);
+        pack_natural(isa, format, k, num_keys, spec.head_dim, self.k_natural);
+        pack_natural(isa, format, v, num_keys, spec.head_dim, self.v_natural);
+        if format == Format::Bf16Pair {
+            interleave(isa, self.v_natural, num_keys, work.words_per_row(), self.v_interleaved);
+        }
     }
 }
 
-/// `out[query][d] += sum_key weights[key][query] values[key][d]`: what queries gather along the keys they see.
-pub(super) fn along_keys(
-    isa: Isa,
-    format: Format,
-    block: &Block,
-    weights: &[u32],
-    values: &[u32],
-    width: usize,
-    out: &mut [f32],
-) {
-    let words_per_unit = UNIT / format.per_word();
-    for unit in 0..block.query_units() {
-        let seen = block.units_seen(unit);
-        let first = seen.start * words_per_unit;
-        let operands = Product {
-            a: &weights[first * BLOCK + unit * UNIT..],
-            a_row: 1,
-            a_depth: BLOCK,
-            b: &values[first * width..],
-            b_row: width,
-            rows: UNIT,
-            units: width / UNIT,
-            depth: seen.len() * words_per_unit,
-        };
-        product(isa, format, &mut out[unit * UNIT * width..], width, true, operands);
+impl QueryBlock<'_> {
+    /// Packs the queries `q` by way of `natural`, and begins with nothing seen.
+    fn start<T: Element>(&mut self, work: Work<'_>, q: Rows<T>, natural: &mut [u32]) {
+        let num_queries = work.num_queries(self.query);
+        pack_natural(work.isa, work.format, q, num_queries, work.spec.head_dim, natural);
+        transpose(natural, num_queries.next_multiple_of(UNIT), work.words_per_row(), self.q_transposed);
+        self.running.max.fill(LOWEST);
+        self.running.sum.fill(0.0);
+        self.out.fill(0.0);
+    }
+
+    /// Adds what the queries gather from the block of keys that begins at `key`.
+    fn add_keys(&mut self, work: Work<'_>, key: usize, keys: &KeyBlock<'_>, scores: &mut [f32], words: &mut [u32]) {
+        let Work { isa, format, .. } = work;
+        let block = Block::new(work.spec, work.segment, self.query, key);
+        if block.is_empty() {
+            return;
+        }
+        work.scores_of(&block, keys.k_natural, self.q_transposed, scores);
+        let dropout = work.dropout(self.query, key);
+        softmax_block(isa, scores, words, &block, work.scores(), dropout, format, &mut self.running);
+        for (out, rescale) in self.out.chunks_exact_mut(work.width()).zip(self.running.rescale.iter()) {
+            if *rescale != 1.0 {
+                out.iter_mut().for_each(|out| *out *= rescale);
+            }
+        }
+        match format {
+            Format::Single => work.along_keys(&block, bytemuck::cast_slice(scores), keys.v_natural, self.out),
+            Format::Bf16Pair => work.along_keys(&block, words, keys.v_interleaved, self.out),
+        }
     }
 }

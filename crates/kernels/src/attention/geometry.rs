@@ -39,6 +39,11 @@ impl Block {
         (if self.causal { own.max(0) } else { 0 })..own.saturating_add(self.window)
     }
 
+    /// Whether no query sees any key.
+    pub(super) fn is_empty(&self) -> bool {
+        (0..self.key_units()).all(|unit| self.units_seeing(unit).is_empty())
+    }
+
     /// Units of queries, the last perhaps partly used.
     #[inline(always)]
     pub(super) fn query_units(&self) -> usize {

@@ -7,7 +7,7 @@
 //! # Words
 //! - A *segment* is a run of queries with the run of keys it may see: a document in a packed row, or a sequence and its
 //!   cache. Documents do not see each other because each is a segment of its own.
-//! - A *block* is [`BLOCK`] queries by [`BLOCK`] keys. Its scores are kept transposed, `[key, query]`: softmax then runs
+//! - A *block* is 64 queries by 64 keys. Its scores are kept transposed, `[key, query]`: softmax then runs
 //!   down the lanes of vectors, without sums across a vector, and keys and values need no transposition.
 //! - A *unit* is 16 queries or 16 keys. Of a block that the mask cuts, only the units that something is visible in are
 //!   worked on.
@@ -18,7 +18,7 @@
 //! kernels do); elsewhere products are f32 throughout. Products use fused multiply-add where the machine has it.
 //!
 //! # Invariants
-//! - A task is (segment, head, block of queries) in forward and (segment, key head) in backward, and every sum inside it
+//! - A task is (segment, head, a few blocks of queries) in forward and (segment, key head) in backward, and every sum inside it
 //!   has a fixed order: the same bits come out of any number of threads.
 //! - A query that sees no key gets zeros, a log-sum-exp of minus infinity, and passes no gradient.
 //!
@@ -34,6 +34,7 @@ mod product;
 mod scratch;
 mod softmax;
 mod tile;
+mod work;
 
 #[cfg(test)]
 mod tests;
@@ -77,11 +78,11 @@ pub struct AttentionSpec {
     pub num_kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// What scores are multiplied by, usually `1 / sqrt(head_dim)`.
+    /// What products are multiplied by, above 0; usually `1 / sqrt(head_dim)`.
     pub scale: f32,
     /// A query sees at most this many keys, itself included (`sliding_window`).
     pub window: Option<usize>,
-    /// Scores become `c tanh(score / c)` (Gemma 2).
+    /// Scores become `c tanh(score / c)`, `c` above 0 (Gemma 2).
     pub softcap: Option<f32>,
     /// Dropout on probabilities.
     pub dropout: Option<AttentionDropout>,
@@ -121,7 +122,7 @@ impl<'a, T> Rows<'a, T> {
 
     /// The same rows from row `row`, column `column` on.
     #[inline(always)]
-    fn from(&self, row: usize, column: usize) -> Self {
+    fn starting_at(&self, row: usize, column: usize) -> Self {
         // A segment without keys may begin beyond the last row.
         let first = (row * self.stride + column).min(self.data.len());
         Rows { data: &self.data[first..], stride: self.stride }
@@ -139,6 +140,8 @@ impl AttentionSpec {
         assert!(heads_fit, "{kernel}: {} heads over {} key heads", self.num_heads, self.num_kv_heads);
         assert!(self.num_heads > 0 && self.head_dim > 0, "{kernel}: no heads");
         assert!(self.window != Some(0), "{kernel}: a window of 0 keys");
+        let positive = self.scale > 0.0 && self.softcap.is_none_or(|cap| cap > 0.0);
+        assert!(positive, "{kernel}: scale {} and softcap {:?} must be above 0", self.scale, self.softcap);
         if let Some(dropout) = self.dropout {
             assert!((0.0..1.0).contains(&dropout.probability), "{kernel}: dropout of {}", dropout.probability);
         }

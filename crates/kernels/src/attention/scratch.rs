@@ -2,41 +2,38 @@
 
 use std::cell::RefCell;
 
-use bytemuck::{Pod, Zeroable};
+use bytemuck::Pod;
 
-/// One cache line: blocks begin on one, so that no vector crosses two.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C, align(64))]
-struct Line([u32; LINE]);
+use crate::aligned::AlignedMemory;
 
-/// Words of a cache line.
+/// Words of a cache line: every block begins on one, so that no vector crosses two.
 const LINE: usize = 16;
 
 /// A piece of the thread's memory from which blocks are taken, one after the other.
-pub(super) struct Scratch<'a>(&'a mut [Line]);
+pub(super) struct Scratch<'a>(&'a mut [u32]);
 
 thread_local! {
-    static LINES: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
+    static MEMORY: RefCell<Option<AlignedMemory>> = const { RefCell::new(None) };
 }
 
 /// Runs `task` with room for blocks of the given numbers of words. The words hold what the last task left there.
 pub(super) fn with_scratch<R>(lens: &[usize], task: impl FnOnce(Scratch<'_>) -> R) -> R {
-    let num_lines = lens.iter().map(|len| len.div_ceil(LINE)).sum();
-    LINES.with_borrow_mut(|lines| {
-        if lines.len() < num_lines {
-            // What was there is of no use: do not copy it.
-            *lines = Vec::new();
-            *lines = bytemuck::allocation::zeroed_vec(num_lines);
+    let len: usize = lens.iter().map(|len| len.next_multiple_of(LINE)).sum();
+    MEMORY.with_borrow_mut(|memory| {
+        if memory.as_ref().is_none_or(|memory| memory.as_slice::<u32>().len() < len) {
+            // Freed first: what was there is of no use.
+            *memory = None;
+            *memory = Some(AlignedMemory::zeroed(len * size_of::<u32>()).expect("attention: no memory for a task"));
         }
-        task(Scratch(&mut lines[..num_lines]))
+        task(Scratch(memory.as_mut().map_or(&mut [], AlignedMemory::as_mut_slice)))
     })
 }
 
 impl<'a> Scratch<'a> {
     /// The next block, `len` words.
     pub(super) fn take<T: Pod>(&mut self, len: usize) -> &'a mut [T] {
-        let (block, rest) = std::mem::take(&mut self.0).split_at_mut(len.div_ceil(LINE));
+        let (block, rest) = std::mem::take(&mut self.0).split_at_mut(len.next_multiple_of(LINE));
         self.0 = rest;
-        &mut bytemuck::cast_slice_mut(block)[..len]
+        bytemuck::cast_slice_mut(&mut block[..len])
     }
 }

@@ -1,82 +1,136 @@
-//! From scores to probabilities, and from probabilities to the gradient of scores, in transposed blocks `[key][query]`.
+//! From products to probabilities, and from probabilities to the gradient of products, in transposed blocks
+//! `[key][query]`.
+//!
+//! A score to base 2 is `factor x`, where `x` is the product `q k` itself or, with a softcap, `tanh(scale / cap q k)`; maxima
+//! are kept of `x`, so that scaling is part of the exponent's fused multiply-add.
 
 use super::BLOCK;
 use super::dropout::BlockDropout;
 use super::geometry::Block;
 use super::product::{Format, UNIT};
-use super::tile::bf16_bits;
+use crate::Isa;
 use crate::isa::multiversion;
 
-/// Score of a pair that is not visible: finite, so that a difference of two is not NaN, and far below [`LOWEST`].
-const MASKED: f32 = f32::MIN;
+/// `x` of a pair that is not visible: finite, so that a difference of two is not NaN, and far below [`LOWEST`].
+pub(super) const MASKED: f32 = f32::MIN;
 
-/// What a running maximum starts from: no visible score is lower in earnest.
+/// What a running maximum starts from: no visible `x` is lower in earnest.
 pub(super) const LOWEST: f32 = -1e30;
+
+/// `a b + c`: fused where the instruction set has it; elsewhere that would be a slow call.
+pub(super) trait MultiplyAdd {
+    fn multiply_add(a: f32, b: f32, c: f32) -> f32;
+}
+
+/// For bodies compiled with FMA.
+struct Fused;
+
+/// For every machine.
+pub(super) struct Separate;
+
+impl MultiplyAdd for Fused {
+    #[inline(always)]
+    fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
+        a.mul_add(b, c)
+    }
+}
+
+impl MultiplyAdd for Separate {
+    #[inline(always)]
+    fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
+        a * b + c
+    }
+}
+
+/// Compiles `$body::<impl MultiplyAdd>` for every instruction set; the function made takes an [`Isa`] first.
+macro_rules! multiversion_fused {
+    ($(#[$meta:meta])* fn $name:ident = $body:ident($($arg:ident: $ty:ty),* $(,)?)) => {
+        $(#[$meta])*
+        #[allow(clippy::too_many_arguments, reason = "one argument more than the body's own")]
+        pub(super) fn $name(isa: Isa, $($arg: $ty),*) {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+                #[allow(clippy::too_many_arguments, reason = "the body's own arguments")]
+                fn avx512($($arg: $ty),*) { $body::<Fused>($($arg),*) }
+                #[target_feature(enable = "avx2,fma")]
+                #[allow(clippy::too_many_arguments, reason = "the body's own arguments")]
+                fn avx2($($arg: $ty),*) { $body::<Fused>($($arg),*) }
+                if isa.has_avx512() {
+                    // SAFETY: an `Isa` with AVX-512 is only made on a machine that has it.
+                    return unsafe { avx512($($arg),*) };
+                } else if isa.has_avx2() {
+                    // SAFETY: an `Isa` with AVX2 and FMA is only made on a machine that has them.
+                    return unsafe { avx2($($arg),*) };
+                }
+            }
+            let _ = isa;
+            $body::<Separate>($($arg),*)
+        }
+    };
+}
 
 /// `2^x` for x up to 127, relative error 2e-7; exactly 1 at 0, exactly 0 from -127 down, NaN stays NaN.
 ///
-/// Softmax is taken to base 2 because this needs two thirds of the operations of [`crate::math::exp`], and never
-/// makes a subnormal number (each costs a hundred cycles on some machines, and every masked score is one).
-/// The polynomial is the interpolation of `(2^r - 1) / r` in the Chebyshev nodes of `[-1/2, 1/2]`.
+/// Softmax is taken to base 2 because this needs half of the operations of [`crate::math::exp`], and never makes a
+/// subnormal number (each costs a hundred cycles on some machines, and every masked score would be one).
+/// The polynomial interpolates `(2^r - 1) / r` in the Chebyshev nodes of `[-1/2, 1/2]`.
 #[inline(always)]
-pub(super) fn exp2(x: f32) -> f32 {
+pub(super) fn exp2<F: MultiplyAdd>(x: f32) -> f32 {
+    /// 1.5 * 2^23: adding it rounds to the nearest integer, which the low mantissa bits then hold.
     const ROUND: f32 = 12_582_912.0;
     let x = if x < -127.0 { -127.0 } else { x };
-    let x = if x > 127.0 { 127.0 } else { x };
     let shifted = x + ROUND;
     let r = x - (shifted - ROUND);
-    let p = 0.001_339_086_3 + r * 0.000_154_531_63;
-    let p = 0.009_618_083 + r * p;
-    let p = 0.055_503_57 + r * p;
-    let p = 0.240_226_5 + r * p;
-    let p = std::f32::consts::LN_2 + r * p;
+    let p = F::multiply_add(r, 0.000_154_531_63, 0.001_339_086_3);
+    let p = F::multiply_add(r, p, 0.009_618_083);
+    let p = F::multiply_add(r, p, 0.055_503_57);
+    let p = F::multiply_add(r, p, 0.240_226_5);
+    let p = F::multiply_add(r, p, std::f32::consts::LN_2);
     let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3f80_0000));
-    (1.0 + r * p) * power
+    F::multiply_add(r, p, 1.0) * power
 }
 
-/// How a product `q k` becomes a score to base 2.
+/// How a product `q k` becomes a score.
 #[derive(Clone, Copy)]
 pub(super) struct Scores {
     scale: f32,
     softcap: Option<f32>,
+    /// What `x` is multiplied by to be a score to base 2.
+    pub(super) factor: f32,
 }
 
 impl Scores {
     pub(super) fn new(scale: f32, softcap: Option<f32>) -> Self {
-        Self { scale, softcap }
+        Self { scale, softcap, factor: softcap.unwrap_or(scale) * std::f32::consts::LOG2_E }
     }
 
-    /// Turns products into scores to base 2; the value is the derivative of the natural scores by the products.
+    /// Turns products into `x`; the value is the derivative of the natural scores by the products.
     #[inline(always)]
     pub(super) fn apply(&self, products: &mut [f32; UNIT]) -> [f32; UNIT] {
-        const LOG2_E: f32 = std::f32::consts::LOG2_E;
         let mut derivatives = [self.scale; UNIT];
-        match self.softcap {
-            None => products.iter_mut().for_each(|s| *s *= self.scale * LOG2_E),
-            Some(cap) => {
-                for (s, derivative) in products.iter_mut().zip(&mut derivatives) {
-                    let tanh = crate::math::tanh(*s * (self.scale / cap));
-                    *s = tanh * (cap * LOG2_E);
-                    *derivative = (1.0 - tanh * tanh) * self.scale;
-                }
+        if let Some(cap) = self.softcap {
+            for (x, derivative) in products.iter_mut().zip(&mut derivatives) {
+                *x = crate::math::tanh(*x * (self.scale / cap));
+                *derivative = (1.0 - *x * *x) * self.scale;
             }
         }
         derivatives
     }
 }
 
-/// Sets the scores of key `key` to [`MASKED`] for those of 16 queries from `query` on that do not see it.
+/// Sets `x` of key `key` to [`MASKED`] for those of 16 queries from `query` on that do not see it.
 #[inline(always)]
-fn mask(scores: &mut [f32; UNIT], block: &Block, key: usize, query: usize) {
+fn mask(x: &mut [f32; UNIT], block: &Block, key: usize, query: usize) {
     let visible = block.queries(key);
     let (start, end) = (visible.start - query as i64, visible.end - query as i64);
     if start <= 0 && end >= UNIT as i64 {
         return;
     }
     let (start, end) = (start.clamp(0, UNIT as i64) as i32, end.clamp(0, UNIT as i64) as i32);
-    for (lane, score) in scores.iter_mut().enumerate() {
+    for (lane, x) in x.iter_mut().enumerate() {
         let seen = (lane as i32 >= start) & ((lane as i32) < end);
-        *score = if seen { *score } else { MASKED };
+        *x = if seen { *x } else { MASKED };
     }
 }
 
@@ -91,60 +145,12 @@ fn read(values: &[f32], query: usize) -> [f32; UNIT] {
     *values[query..].first_chunk().expect("blocks have whole units")
 }
 
-/// The running state of a block of queries, `[BLOCK]` each.
-pub(super) struct Running<'a> {
-    /// Largest score to base 2 so far.
-    pub(super) max: &'a mut [f32],
-    /// Sum of `2^(score - max)`.
-    pub(super) sum: &'a mut [f32],
-    /// What the last block made of everything before it: `2^(old max - new max)`.
-    pub(super) rescale: &'a mut [f32],
-}
-
-multiversion! {
-    /// Turns products `[key][query]` into probabilities relative to the running maximum, which it moves. Rows and lanes
-    /// of units in which nothing is visible are left alone. `words`: the probabilities as operands, see [`pair_rows`].
-    pub(super) fn softmax_block(
-        scores: &mut [f32], words: &mut [u32], block: &Block, how: Scores, dropout: Option<BlockDropout>,
-        format: Format, running: &mut Running<'_>,
-    ) {
-        for unit in 0..block.query_units() {
-            let query = unit * UNIT;
-            let seen = block.units_seen(unit);
-            let keys = seen.start * UNIT..seen.end * UNIT;
-            let old_max = read(running.max, query);
-            let mut max = old_max;
-            for key in keys.clone() {
-                let row = lanes(scores, key, query);
-                how.apply(row);
-                mask(row, block, key, query);
-                for (max, &score) in max.iter_mut().zip(&*row) {
-                    *max = if score > *max { score } else { *max };
-                }
-            }
-            let mut sum = [0.0; UNIT];
-            for key in keys.clone() {
-                for ((p, max), sum) in lanes(scores, key, query).iter_mut().zip(&max).zip(&mut sum) {
-                    *p = exp2(*p - max);
-                    *sum += *p;
-                }
-            }
-            for lane in 0..UNIT {
-                let rescale = exp2(old_max[lane] - max[lane]);
-                running.sum[query + lane] = running.sum[query + lane] * rescale + sum[lane];
-                running.rescale[query + lane] = rescale;
-                running.max[query + lane] = max[lane];
-            }
-            if let Some(dropout) = dropout {
-                dropout.for_keys(keys.clone(), query, |key, factors| {
-                    lanes(scores, key, query).iter_mut().zip(factors).for_each(|(p, factor)| *p *= factor);
-                });
-            }
-            if format == Format::Bf16Pair {
-                pair_rows(scores, words, keys, query);
-            }
-        }
-    }
+/// Two numbers as bf16 in a word, each rounded to nearest, ties to even. Infinities stay; so do the NaNs that arithmetic
+/// makes, whose low bits are zero.
+#[inline(always)]
+fn bf16_pair(low: f32, high: f32) -> u32 {
+    let rounded = |x: f32| x.to_bits().wrapping_add(0x7fff + (x.to_bits() >> 16 & 1));
+    rounded(low) >> 16 | rounded(high) & 0xffff_0000
 }
 
 /// Rounds rows of a block to bf16 and puts rows `2 i` and `2 i + 1` in the words of row `i`.
@@ -152,27 +158,97 @@ multiversion! {
 fn pair_rows(block: &mut [f32], words: &mut [u32], keys: std::ops::Range<usize>, query: usize) {
     for key in keys.step_by(2) {
         let (first, second) = (*lanes(block, key, query), *lanes(block, key + 1, query));
-        let words = &mut words[key / 2 * BLOCK + query..][..UNIT];
-        for (word, (a, b)) in words.iter_mut().zip(first.into_iter().zip(second)) {
-            *word = bf16_bits(a) | bf16_bits(b) << 16;
+        let mut pairs = [0; UNIT];
+        for lane in 0..UNIT {
+            pairs[lane] = bf16_pair(first[lane], second[lane]);
         }
+        words[key / 2 * BLOCK + query..][..UNIT].copy_from_slice(&pairs);
     }
 }
 
-/// Rounds 16 neighbours of a row to bf16, in pairs.
+/// Rounds a row of 16 queries to bf16, in pairs.
 #[inline(always)]
 fn pair_lanes(values: &[f32; UNIT], words: &mut [u32]) {
-    for (word, [a, b]) in words.iter_mut().zip(values.as_chunks::<2>().0) {
-        *word = bf16_bits(*a) | bf16_bits(*b) << 16;
+    let mut pairs = [0; UNIT / 2];
+    for (pair, [low, high]) in pairs.iter_mut().zip(values.as_chunks::<2>().0) {
+        *pair = bf16_pair(*low, *high);
+    }
+    words[..UNIT / 2].copy_from_slice(&pairs);
+}
+
+/// The running state of a block of queries, `[BLOCK]` each.
+pub(super) struct Running<'a> {
+    /// Largest `x` so far.
+    pub(super) max: &'a mut [f32],
+    /// Sum of `2^(factor (x - max))`.
+    pub(super) sum: &'a mut [f32],
+    /// What the last block made of everything before it: `2^(factor (old max - new max))`.
+    pub(super) rescale: &'a mut [f32],
+}
+
+multiversion_fused! {
+    /// Turns products `[key][query]` into probabilities relative to the running maximum, which it moves. Units in which
+    /// nothing is visible are left alone. `words`: the probabilities with neighbouring keys in a word, if pairs are asked.
+    fn softmax_block = softmax_block_body(
+        scores: &mut [f32], words: &mut [u32], block: &Block, how: Scores, dropout: Option<BlockDropout>,
+        format: Format, running: &mut Running<'_>,
+    )
+}
+
+#[inline(always)]
+fn softmax_block_body<F: MultiplyAdd>(
+    scores: &mut [f32],
+    words: &mut [u32],
+    block: &Block,
+    how: Scores,
+    dropout: Option<BlockDropout>,
+    format: Format,
+    running: &mut Running<'_>,
+) {
+    for unit in 0..block.query_units() {
+        let query = unit * UNIT;
+        let seen = block.units_seen(unit);
+        let keys = seen.start * UNIT..seen.end * UNIT;
+        let old_max = read(running.max, query);
+        let mut max = old_max;
+        for key in keys.clone() {
+            let row = lanes(scores, key, query);
+            how.apply(row);
+            mask(row, block, key, query);
+            for (max, &x) in max.iter_mut().zip(&*row) {
+                *max = if x > *max { x } else { *max };
+            }
+        }
+        let shift = max.map(|max| -max * how.factor);
+        let mut sum = [0.0; UNIT];
+        for key in keys.clone() {
+            let row = lanes(scores, key, query);
+            for lane in 0..UNIT {
+                row[lane] = exp2::<F>(F::multiply_add(row[lane], how.factor, shift[lane]));
+                sum[lane] += row[lane];
+            }
+        }
+        for lane in 0..UNIT {
+            let rescale = exp2::<F>((old_max[lane] - max[lane]) * how.factor);
+            running.sum[query + lane] = running.sum[query + lane] * rescale + sum[lane];
+            running.rescale[query + lane] = rescale;
+            running.max[query + lane] = max[lane];
+        }
+        if let Some(dropout) = dropout {
+            dropout.apply(scores, keys.clone(), query);
+        }
+        if format == Format::Bf16Pair {
+            pair_rows(scores, words, keys, query);
+        }
     }
 }
 
 multiversion! {
     /// Turns running maxima into log-sum-exps and running sums into what the values are to be multiplied by.
-    pub(super) fn finish(max: &mut [f32], sum: &mut [f32]) {
+    pub(super) fn finish(how: Scores, max: &mut [f32], sum: &mut [f32]) {
         for (max, sum) in max.iter_mut().zip(sum) {
             let seen = *sum != 0.0;
-            let log_sum_exp = *max * std::f32::consts::LN_2 + crate::math::ln(*sum);
+            let log_sum_exp = *max * (how.factor * std::f32::consts::LN_2) + crate::math::ln(*sum);
             *max = if seen { log_sum_exp } else { f32::NEG_INFINITY };
             *sum = if seen { 1.0 / *sum } else { 0.0 };
         }
@@ -197,44 +273,53 @@ pub(super) struct GradientWords<'a> {
     pub(super) ds_interleaved: &'a mut [u32],
 }
 
-multiversion! {
+multiversion_fused! {
     /// Turns products `[key][query]` into probabilities (after dropout), and the gradient of probabilities
     /// `dp` `[key][query]` into that of the products: `ds = p (dp - delta)` times the derivative of the score.
-    pub(super) fn gradient_block(
+    fn gradient_block = gradient_block_body(
         scores: &mut [f32], dp: &mut [f32], block: &Block, how: Scores, dropout: Option<BlockDropout>,
         format: Format, saved: &Saved<'_>, words: &mut GradientWords<'_>,
-    ) {
-        for unit in 0..block.query_units() {
-            let query = unit * UNIT;
-            let seen = block.units_seen(unit);
-            let keys = seen.start * UNIT..seen.end * UNIT;
-            let (log_sum_exp, delta) = (read(saved.log_sum_exp, query), read(saved.delta, query));
-            if let Some(dropout) = dropout {
-                dropout.for_keys(keys.clone(), query, |key, factors| {
-                    lanes(dp, key, query).iter_mut().zip(factors).for_each(|(dp, factor)| *dp *= factor);
-                });
+    )
+}
+
+#[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "the operands of one kernel")]
+fn gradient_block_body<F: MultiplyAdd>(
+    scores: &mut [f32],
+    dp: &mut [f32],
+    block: &Block,
+    how: Scores,
+    dropout: Option<BlockDropout>,
+    format: Format,
+    saved: &Saved<'_>,
+    words: &mut GradientWords<'_>,
+) {
+    for unit in 0..block.query_units() {
+        let query = unit * UNIT;
+        let seen = block.units_seen(unit);
+        let keys = seen.start * UNIT..seen.end * UNIT;
+        let (log_sum_exp, delta) = (read(saved.log_sum_exp, query), read(saved.delta, query));
+        if let Some(dropout) = dropout {
+            dropout.apply(dp, keys.clone(), query);
+        }
+        for key in keys.clone() {
+            let (p, ds) = (lanes(scores, key, query), lanes(dp, key, query));
+            let derivatives = how.apply(p);
+            mask(p, block, key, query);
+            for lane in 0..UNIT {
+                p[lane] = exp2::<F>(F::multiply_add(p[lane], how.factor, -log_sum_exp[lane]));
+                ds[lane] = p[lane] * (ds[lane] - delta[lane]) * derivatives[lane];
             }
+        }
+        if let Some(dropout) = dropout {
+            dropout.apply(scores, keys.clone(), query);
+        }
+        if format == Format::Bf16Pair {
             for key in keys.clone() {
-                let (p, ds) = (lanes(scores, key, query), lanes(dp, key, query));
-                let derivatives = how.apply(p);
-                mask(p, block, key, query);
-                for lane in 0..UNIT {
-                    p[lane] = exp2(p[lane] - log_sum_exp[lane]);
-                    ds[lane] = p[lane] * (ds[lane] - delta[lane]) * derivatives[lane];
-                }
+                pair_lanes(lanes(scores, key, query), &mut words.p[(key * BLOCK + query) / 2..]);
+                pair_lanes(lanes(dp, key, query), &mut words.ds[(key * BLOCK + query) / 2..]);
             }
-            if let Some(dropout) = dropout {
-                dropout.for_keys(keys.clone(), query, |key, factors| {
-                    lanes(scores, key, query).iter_mut().zip(factors).for_each(|(p, factor)| *p *= factor);
-                });
-            }
-            if format == Format::Bf16Pair {
-                for key in keys.clone() {
-                    pair_lanes(lanes(scores, key, query), &mut words.p[(key * BLOCK + query) / 2..]);
-                    pair_lanes(lanes(dp, key, query), &mut words.ds[(key * BLOCK + query) / 2..]);
-                }
-                pair_rows(dp, words.ds_interleaved, keys, query);
-            }
+            pair_rows(dp, words.ds_interleaved, keys, query);
         }
     }
 }

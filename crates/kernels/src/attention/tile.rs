@@ -10,9 +10,9 @@
 
 use super::product::{Format, UNIT};
 use super::{BLOCK, Rows};
+use crate::Element;
 use crate::isa::multiversion;
 use crate::pool::Parts;
-use crate::{Element, bf16};
 
 /// `head_dim` in whole units.
 pub(super) fn padded(head_dim: usize) -> usize {
@@ -26,13 +26,24 @@ fn convert<A: Element, B: Element>(row: &[A], out: &mut [B], scale: f32) {
     let len = row.len().min(out.len());
     let ((row, row_rest), (out, out_rest)) = (row[..len].as_chunks::<UNIT>(), out[..len].as_chunks_mut::<UNIT>());
     for (row, out) in row.iter().zip(out) {
+        // By value: the compiler need not fear that a store changes what is read next.
+        let (values, mut results) = (*row, [B::ZERO; UNIT]);
         for lane in 0..UNIT {
-            out[lane] = B::from_f32(row[lane].to_f32() * scale);
+            results[lane] = B::from_f32(values[lane].to_f32() * scale);
         }
+        *out = results;
     }
     for (value, out) in row_rest.iter().zip(out_rest) {
         *out = B::from_f32(value.to_f32() * scale);
     }
+}
+
+/// Copies `row` to the beginning of `out`, without a call.
+#[inline(always)]
+fn copy(row: &[u16], out: &mut [u16]) {
+    let ((row, row_rest), (out, out_rest)) = (row.as_chunks::<UNIT>(), out[..row.len()].as_chunks_mut::<UNIT>());
+    row.iter().zip(out).for_each(|(row, out)| *out = *row);
+    row_rest.iter().zip(out_rest).for_each(|(row, out)| *out = *row);
 }
 
 /// `sum_i a[i] b[i]`, lane by lane, then across the lanes in a tree.
@@ -48,20 +59,20 @@ pub(super) fn dot<A: Element, B: Element>(a: &[A], b: &[B]) -> f32 {
     for (sum, (a, b)) in sums.iter_mut().zip(a_rest.iter().zip(b_rest)) {
         *sum += a.to_f32() * b.to_f32();
     }
+    tree(sums, |a, b| a + b)
+}
+
+/// Lane `l` with lane `l + 8`, then `l + 4`, `l + 2`, `l + 1`.
+#[inline(always)]
+pub(super) fn tree(mut lanes: [f32; UNIT], join: impl Fn(f32, f32) -> f32) -> f32 {
     let mut half = UNIT / 2;
     while half > 0 {
         for lane in 0..half {
-            sums[lane] += sums[lane + half];
+            lanes[lane] = join(lanes[lane], lanes[lane + half]);
         }
         half /= 2;
     }
-    sums[0]
-}
-
-/// The bits of a value in a word of pairs.
-#[inline(always)]
-pub(super) fn bf16_bits<T: Element>(value: T) -> u32 {
-    u32::from(<bf16 as Element>::from_f32(value.to_f32()).to_bits())
+    lanes[0]
 }
 
 multiversion! {
@@ -76,13 +87,13 @@ multiversion! {
             let row = rows.row(r, 0, head_dim);
             let used = match format {
                 Format::Single => {
-                    convert(row, bytemuck::cast_slice_mut(out), 1.0);
+                    convert::<T, f32>(row, bytemuck::cast_slice_mut(out), 1.0);
                     head_dim
                 }
                 Format::Bf16Pair => {
                     let halves: &mut [u16] = bytemuck::cast_slice_mut(out);
                     let row: &[u16] = bytemuck::cast_slice(row);
-                    halves[..head_dim].copy_from_slice(row);
+                    copy(row, halves);
                     halves[head_dim..].fill(0);
                     width
                 }

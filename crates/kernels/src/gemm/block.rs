@@ -12,11 +12,12 @@
 
 use super::micro::{Kernel, Tile};
 use super::pack::Strip;
-use super::{GemmArgs, GemmInput, Out, is_same, run_tasks};
+use super::{GemmArgs, GemmInput, Mat, Out, is_same, run_tasks};
 use crate::Cpu;
+use crate::aligned::AlignedMemory;
 use crate::element::Element;
 use crate::pool::Parts;
-use bytemuck::{Pod, Zeroable};
+use bytemuck::Pod;
 use std::cell::Cell;
 use std::ops::Range;
 
@@ -37,31 +38,35 @@ const PACK_TASK_WORDS: usize = 16 << 10;
 /// Below this many multiply-adds the product is done before another thread would wake.
 const SERIAL_WORK: usize = 1 << 18;
 
-/// A cache line of words.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C, align(64))]
-struct Line([u32; 16]);
-
 /// Buffers that live as long as their thread and grow to the largest block it met.
 #[derive(Default)]
 struct Scratch {
-    a: Vec<Line>,
-    b: Vec<Line>,
-    sum: Vec<f32>,
+    a: Buffer,
+    b: Buffer,
+    sum: Buffer,
     bias: Vec<f32>,
+}
+
+#[derive(Default)]
+struct Buffer(Option<AlignedMemory>);
+
+impl Buffer {
+    /// The first `len` elements, of any value; larger memory is taken if need be.
+    fn first<T: Pod>(&mut self, len: usize) -> &mut [T] {
+        let has = self.0.as_ref().map_or(0, |memory| memory.as_slice::<T>().len());
+        if has < len {
+            self.0 = None;
+            self.0 = Some(AlignedMemory::zeroed(len * size_of::<T>()).expect("gemm: a few megabytes for packing"));
+        }
+        match &mut self.0 {
+            Some(memory) => &mut memory.as_mut_slice()[..len],
+            None => &mut [],
+        }
+    }
 }
 
 thread_local! {
     static SCRATCH: Cell<Scratch> = Cell::default();
-}
-
-/// The first `len` words of a buffer, which grows if need be.
-fn words(buffer: &mut Vec<Line>, len: usize) -> &mut [u32] {
-    let lines = len.div_ceil(16);
-    if buffer.len() < lines {
-        buffer.resize(lines, Line([0; 16]));
-    }
-    &mut bytemuck::cast_slice_mut(&mut buffer[..lines])[..len]
 }
 
 /// A part of the product: rows and columns of C, and a part of k.
@@ -82,18 +87,21 @@ pub(super) fn run<T: GemmInput, C: Element>(cpu: &Cpu, kernel: &Kernel<T, C>, ar
     let block_rows = even_cut(m, BLOCK_ROWS, kernel.rows);
     let block_cols = even_cut(n, BLOCK_COLS, kernel.cols());
     let block_k = even_cut(k, K_WORDS * kernel.k_per_word, kernel.k_per_word);
-    if !is_same::<C, f32>() && block_k < k && scratch.sum.len() < block_rows * block_cols {
-        scratch.sum.resize(block_rows * block_cols, 0.0);
-    }
+    let needs_sum = !is_same::<C, f32>() && block_k < k;
+    let sum = scratch.sum.first(if needs_sum { block_rows * block_cols } else { 0 });
     let product = Product {
         cpu,
         kernel,
+        k,
+        a: args.a,
+        b: args.b,
+        c_stride: args.c.row_stride,
         c: Out { data: args.c.data.as_mut_ptr() },
-        sum: Out { data: scratch.sum.as_mut_ptr() },
+        sum: Out { data: sum.as_mut_ptr() },
         sum_stride: block_cols,
         bias: args.bias.map(|_| scratch.bias.as_slice()),
+        accumulate: args.accumulate,
         is_serial: m * n * k < SERIAL_WORK,
-        args,
     };
     for cols in blocks(n, block_cols) {
         for rows in blocks(m, block_rows) {
@@ -102,7 +110,7 @@ pub(super) fn run<T: GemmInput, C: Element>(cpu: &Cpu, kernel: &Kernel<T, C>, ar
                 let k_words = product.k_words(&block);
                 let a_len = block.rows.len().div_ceil(kernel.rows) * k_words * kernel.lanes;
                 let b_len = block.cols.len().div_ceil(kernel.cols()) * k_words * kernel.cols();
-                let (a, b) = (words(&mut scratch.a, a_len), words(&mut scratch.b, b_len));
+                let (a, b) = (scratch.a.first(a_len), scratch.b.first(b_len));
                 // With one block of k, the panels of B serve every block of rows.
                 let packs_b = rows.start == 0 || block_k < k;
                 product.pack(&block, a, if packs_b { &mut *b } else { &mut [] });
@@ -128,12 +136,16 @@ fn blocks(total: usize, len: usize) -> impl Iterator<Item = Range<usize>> {
 struct Product<'a, T, C> {
     cpu: &'a Cpu,
     kernel: &'a Kernel<T, C>,
-    args: GemmArgs<'a, T, C>,
+    k: usize,
+    a: Mat<'a, T>,
+    b: Mat<'a, T>,
     c: Out<C>,
+    c_stride: usize,
     /// Sums over the earlier blocks of k, if C cannot hold them.
     sum: Out<f32>,
     sum_stride: usize,
     bias: Option<&'a [f32]>,
+    accumulate: bool,
     is_serial: bool,
 }
 
@@ -178,7 +190,7 @@ impl<T: GemmInput, C: Element> Product<'_, T, C> {
 
     /// Packs the panel of A that starts at row `first` of the block.
     fn pack_rows(&self, block: &Block, first: usize, panel: &mut [u32]) {
-        let a = &self.args.a;
+        let a = &self.a;
         let row = block.rows.start + first;
         let strip = Strip {
             src: a.data[row * a.row_stride + block.ks.start * a.col_stride..].as_ptr(),
@@ -194,7 +206,7 @@ impl<T: GemmInput, C: Element> Product<'_, T, C> {
 
     /// Packs the panel of B that starts at column `first` of the block.
     fn pack_cols(&self, block: &Block, first: usize, panel: &mut [u32]) {
-        let b = &self.args.b;
+        let b = &self.b;
         let col = block.cols.start + first;
         let strip = Strip {
             src: b.data[block.ks.start * b.row_stride + col * b.col_stride..].as_ptr(),
@@ -237,9 +249,9 @@ impl<T: GemmInput, C: Element> Product<'_, T, C> {
         let (row, col) = (row_panels.start * kernel.rows, col_panels.start * kernel.cols());
         let (c_row, c_col) = (block.rows.start + row, block.cols.start + col);
         let sums_in_c = is_same::<C, f32>();
-        let c = self.c.at(c_row * self.args.c.row_stride + c_col);
+        let c = self.c.at(c_row * self.c_stride + c_col);
         let (sum, sum_stride) = if sums_in_c {
-            (c.cast(), self.args.c.row_stride)
+            (c.cast(), self.c_stride)
         } else {
             (self.sum.at(row * self.sum_stride + col), self.sum_stride)
         };
@@ -250,12 +262,12 @@ impl<T: GemmInput, C: Element> Product<'_, T, C> {
             rows: (row_panels.len() * kernel.rows).min(block.rows.len() - row),
             cols: (col_panels.len() * kernel.cols()).min(block.cols.len() - col),
             c,
-            c_stride: self.args.c.row_stride,
+            c_stride: self.c_stride,
             sum,
             sum_stride,
-            has_sum: block.ks.start > 0 || sums_in_c && self.args.accumulate,
-            is_last: block.ks.end == self.args.k,
-            adds_c: self.args.accumulate && !sums_in_c,
+            has_sum: block.ks.start > 0 || sums_in_c && self.accumulate,
+            is_last: block.ks.end == self.k,
+            adds_c: self.accumulate && !sums_in_c,
             bias: self.bias.map(|bias| &bias[c_col..]),
         }
     }

@@ -26,6 +26,8 @@ pub(super) trait Simd: Copy {
     const LANES: usize;
     /// Rows in a tile of C, at most `LANES`.
     const ROWS: usize;
+    /// Elements along k in one word.
+    const K_PER_WORD: usize = 1;
 
     /// All lanes 0.
     fn zero(self) -> Self::Reg;
@@ -58,23 +60,26 @@ pub(super) trait Simd: Copy {
     unsafe fn write<E: Element>(self, dst: *mut E, len: usize, reg: Self::Reg);
     /// Transposes the square of the first `LANES` registers.
     fn transpose(self, block: &mut [Self::Reg; MAX_LANES]);
-}
 
-/// How words are made of elements of format `T`.
-pub(super) trait Words<T>: Simd {
-    /// Elements along k in one word.
-    const K_PER_WORD: usize;
     /// Words from the next `min(k_left, K_PER_WORD * LANES)` elements along k, which lie next to each other; zeros after.
     ///
     /// # Safety
     /// As many elements may be read.
-    unsafe fn along_k(self, src: *const T, k_left: usize) -> Self::Reg;
+    #[inline(always)]
+    unsafe fn along_k<T: Element>(self, src: *const T, k_left: usize) -> Self::Reg {
+        // SAFETY: as the caller promises.
+        unsafe { self.read(src, k_left) }
+    }
     /// One word for each of `min(lines, LANES)` lines that lie next to each other, from the next
     /// `min(k_left, K_PER_WORD)` elements of each, `k_stride` apart; zeros after.
     ///
     /// # Safety
     /// These elements may be read; `k_left` is not 0.
-    unsafe fn across(self, src: *const T, k_stride: usize, k_left: usize, lines: usize) -> Self::Reg;
+    #[inline(always)]
+    unsafe fn across<T: Element>(self, src: *const T, _k_stride: usize, _k_left: usize, lines: usize) -> Self::Reg {
+        // SAFETY: as the caller promises.
+        unsafe { self.read(src, lines) }
+    }
 }
 
 /// What the drivers know of an instruction set. The functions may be called wherever the machine has it, which the
@@ -105,17 +110,11 @@ impl<T, C> Kernel<T, C> {
 macro_rules! entry_points {
     ($simd:ident $(, $features:literal)?) => {
         /// The entry points of this instruction set.
-        pub(super) fn kernel<T: $crate::gemm::GemmInput, C: $crate::Element>() -> $crate::gemm::micro::Kernel<T, C>
-        where
-            $simd: $crate::gemm::micro::Words<T>,
-        {
+        pub(super) fn kernel<T: $crate::Element, C: $crate::Element>() -> $crate::gemm::micro::Kernel<T, C> {
             use $crate::gemm::{micro, pack, skinny};
 
             $(#[target_feature(enable = $features)])?
-            unsafe fn pack_entry<T>(strip: &pack::Strip<T>, out: &mut [u32])
-            where
-                $simd: micro::Words<T>,
-            {
+            unsafe fn pack_entry<T: $crate::Element>(strip: &pack::Strip<T>, out: &mut [u32]) {
                 // SAFETY: the caller promises what `strip` asks for.
                 unsafe { pack::strip($simd, strip, out) }
             }
@@ -125,17 +124,14 @@ macro_rules! entry_points {
                 unsafe { micro::tile($simd, tile) }
             }
             $(#[target_feature(enable = $features)])?
-            unsafe fn dots_entry<T: $crate::Element, C: $crate::Element>(job: &skinny::Dots<T, C>)
-            where
-                $simd: micro::Words<T>,
-            {
+            unsafe fn dots_entry<T: $crate::Element, C: $crate::Element>(job: &skinny::Dots<T, C>) {
                 // SAFETY: the caller promises what `dots` asks for.
                 unsafe { skinny::dots($simd, job) }
             }
             micro::Kernel {
                 rows: <$simd as micro::Simd>::ROWS,
                 lanes: <$simd as micro::Simd>::LANES,
-                k_per_word: <$simd as micro::Words<T>>::K_PER_WORD,
+                k_per_word: <$simd as micro::Simd>::K_PER_WORD,
                 pack: pack_entry::<T>,
                 tile: tile_entry::<C>,
                 dots: dots_entry::<T, C>,
@@ -235,6 +231,7 @@ unsafe fn registers<S: Simd, C: Element, const R: usize, const V: usize>(
     row: usize,
     col: usize,
 ) {
+    prefetch_rows::<S, C, R>(tile, row, col);
     let mut acc = [[s.zero(); V]; R];
     let (mut a, mut b) = (a.as_ptr(), b.as_ptr());
     for _ in 0..tile.k_words {
@@ -254,12 +251,73 @@ unsafe fn registers<S: Simd, C: Element, const R: usize, const V: usize>(
             b = b.add(COL_VECTORS * S::LANES);
         }
     }
-    for (i, acc) in acc.into_iter().enumerate() {
-        if row + i < tile.rows {
-            for (v, acc) in acc.into_iter().enumerate() {
-                // SAFETY: row and column lie in the tile.
-                unsafe { finish(s, tile, row + i, col + v * S::LANES, acc) };
+    // SAFETY: (row, col) lies in the tile.
+    unsafe { finish_registers(s, tile, row, col, acc) };
+}
+
+/// Adds what belongs to `R` rows of `V` vectors of C and writes them. In whole tiles each step is a loop of its own, short
+/// enough that the sums stay in registers.
+///
+/// # Safety
+/// As [`tile`]; (row, col) lies in it.
+#[inline(always)]
+unsafe fn finish_registers<S: Simd, C: Element, const R: usize, const V: usize>(
+    s: S,
+    tile: &Tile<C>,
+    row: usize,
+    col: usize,
+    mut acc: [[S::Reg; V]; R],
+) {
+    let is_whole = row + R <= tile.rows && col + V * S::LANES <= tile.cols;
+    // SAFETY: rows and columns lie in the tile.
+    unsafe {
+        if !is_whole || tile.adds_c {
+            let mut rows = [[0f32; COL_VECTORS * MAX_LANES]; R];
+            write_registers(s, acc, rows.as_mut_ptr().cast::<f32>(), COL_VECTORS * MAX_LANES);
+            for (i, values) in rows.iter().enumerate().take(tile.rows - row) {
+                for v in 0..V.min((tile.cols - col).div_ceil(S::LANES)) {
+                    let acc = s.read(values.as_ptr().add(v * S::LANES), S::LANES);
+                    finish(s, tile, row + i, col + v * S::LANES, acc);
+                }
             }
+            return;
+        }
+        if tile.has_sum {
+            for (i, acc) in acc.iter_mut().enumerate() {
+                let sum = tile.sum.add((row + i) * tile.sum_stride + col);
+                for (v, acc) in acc.iter_mut().enumerate() {
+                    *acc = s.add(*acc, s.read(sum.add(v * S::LANES), S::LANES));
+                }
+            }
+        }
+        if !tile.is_last {
+            return write_registers(s, acc, tile.sum.add(row * tile.sum_stride + col), tile.sum_stride);
+        }
+        if let Some(bias) = tile.bias {
+            for v in 0..V {
+                let bias = s.read(bias.as_ptr().add(col + v * S::LANES), S::LANES);
+                for acc in acc.iter_mut() {
+                    acc[v] = s.add(acc[v], bias);
+                }
+            }
+        }
+        write_registers(s, acc, tile.c.add(row * tile.c_stride + col), tile.c_stride);
+    }
+}
+
+/// # Safety
+/// `R` rows of `V * LANES` elements from `dst` on may be written.
+#[inline(always)]
+unsafe fn write_registers<S: Simd, E: Element, const R: usize, const V: usize>(
+    s: S,
+    acc: [[S::Reg; V]; R],
+    dst: *mut E,
+    stride: usize,
+) {
+    for (i, acc) in acc.iter().enumerate() {
+        for (v, acc) in acc.iter().enumerate() {
+            // SAFETY: as the caller promises.
+            unsafe { s.write(dst.add(i * stride + v * S::LANES), S::LANES, *acc) };
         }
     }
 }
@@ -289,4 +347,32 @@ unsafe fn finish<S: Simd, C: Element>(s: S, tile: &Tile<C>, row: usize, col: usi
         }
         s.write(c, len, acc);
     }
+}
+
+/// Asks for the part of C, or of the sum, that a tile of registers will write, so that it arrives while k runs.
+#[inline(always)]
+fn prefetch_rows<S: Simd, C, const R: usize>(tile: &Tile<C>, row: usize, col: usize) {
+    for i in row..row + R {
+        if tile.is_last {
+            let c = tile.c.wrapping_add(i * tile.c_stride + col);
+            prefetch(c);
+            prefetch(c.wrapping_add(S::LANES));
+        } else {
+            let sum = tile.sum.wrapping_add(i * tile.sum_stride + col);
+            prefetch(sum);
+            prefetch(sum.wrapping_add(S::LANES));
+        }
+    }
+}
+
+/// Asks for the cache line of an address, which need not exist.
+#[inline(always)]
+pub(super) fn prefetch<T>(address: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch of any address is harmless, and every x86-64 has the instruction.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast())
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
 }

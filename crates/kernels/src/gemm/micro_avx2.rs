@@ -1,7 +1,7 @@
 //! AVX2 and FMA: tiles of 6 x 16, twelve sums and three operands in the sixteen registers.
 
 use super::is_same;
-use super::micro::{MAX_LANES, Simd, Words, entry_points};
+use super::micro::{MAX_LANES, Simd, entry_points};
 use crate::element::{Element, bf16};
 use std::arch::x86_64::*;
 
@@ -123,19 +123,5 @@ impl Simd for Avx2 {
                 block[4 + c] = _mm256_permute2f128_ps::<0x31>(fours[c], fours[4 + c]);
             }
         }
-    }
-}
-
-impl<T: Element> Words<T> for Avx2 {
-    const K_PER_WORD: usize = 1;
-    #[inline(always)]
-    unsafe fn along_k(self, src: *const T, k_left: usize) -> __m256 {
-        // SAFETY: as the caller promises.
-        unsafe { self.read(src, k_left) }
-    }
-    #[inline(always)]
-    unsafe fn across(self, src: *const T, _k_stride: usize, _k_left: usize, lines: usize) -> __m256 {
-        // SAFETY: as the caller promises.
-        unsafe { self.read(src, lines) }
     }
 }

@@ -2,7 +2,7 @@
 //! while they are packed.
 
 use super::is_same;
-use super::micro::{MAX_LANES, Simd, Words, entry_points};
+use super::micro::{MAX_LANES, Simd, entry_points};
 use crate::element::{Element, bf16};
 use std::arch::x86_64::*;
 
@@ -106,9 +106,7 @@ impl Simd for Avx512 {
 #[inline(always)]
 pub(super) unsafe fn write_words(dst: *mut f32, len: usize, reg: __m512) {
     // SAFETY: as the caller promises. Masked stores are slow on some machines: whole ones go without.
-    unsafe {
-        if len >= 16 { _mm512_storeu_ps(dst, reg) } else { _mm512_mask_storeu_ps(dst, first_lanes(len), reg) }
-    }
+    unsafe { if len >= 16 { _mm512_storeu_ps(dst, reg) } else { _mm512_mask_storeu_ps(dst, first_lanes(len), reg) } }
 }
 
 /// # Safety
@@ -174,19 +172,5 @@ unsafe fn transpose(block: &mut [__m512; MAX_LANES]) {
             block[8 + c] = _mm512_shuffle_f32x4::<0xdd>(even_low, even_high);
             block[12 + c] = _mm512_shuffle_f32x4::<0xdd>(odd_low, odd_high);
         }
-    }
-}
-
-impl<T: Element> Words<T> for Avx512 {
-    const K_PER_WORD: usize = 1;
-    #[inline(always)]
-    unsafe fn along_k(self, src: *const T, k_left: usize) -> __m512 {
-        // SAFETY: as the caller promises.
-        unsafe { self.read(src, k_left) }
-    }
-    #[inline(always)]
-    unsafe fn across(self, src: *const T, _k_stride: usize, _k_left: usize, lines: usize) -> __m512 {
-        // SAFETY: as the caller promises.
-        unsafe { self.read(src, lines) }
     }
 }

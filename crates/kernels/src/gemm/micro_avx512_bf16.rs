@@ -4,7 +4,7 @@
 //! The instruction takes subnormal inputs as zero and flushes subnormal results; so does the rounding to bf16.
 
 use super::is_same;
-use super::micro::{MAX_LANES, Simd, Words, entry_points};
+use super::micro::{MAX_LANES, Simd, entry_points};
 use super::micro_avx512::{Avx512, first_lanes, write_halves};
 use crate::element::{Element, bf16};
 use std::arch::x86_64::*;
@@ -15,12 +15,14 @@ use std::mem::transmute;
 #[derive(Clone, Copy)]
 pub(super) struct Avx512Bf16;
 
+// Of products of bf16 alone, which `gemm` sees to.
 entry_points!(Avx512Bf16, "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi1,bmi2,f16c");
 
 impl Simd for Avx512Bf16 {
     type Reg = __m512;
     const LANES: usize = 16;
     const ROWS: usize = 14;
+    const K_PER_WORD: usize = 2;
 
     #[inline(always)]
     fn zero(self) -> __m512 {
@@ -74,18 +76,16 @@ impl Simd for Avx512Bf16 {
     fn transpose(self, block: &mut [__m512; MAX_LANES]) {
         Avx512.transpose(block)
     }
-}
-
-impl Words<bf16> for Avx512Bf16 {
-    const K_PER_WORD: usize = 2;
     #[inline(always)]
-    unsafe fn along_k(self, src: *const bf16, k_left: usize) -> __m512 {
+    unsafe fn along_k<T: Element>(self, src: *const T, k_left: usize) -> __m512 {
+        debug_assert!(is_same::<T, bf16>());
         let mask = if k_left >= 32 { u32::MAX } else { (1 << k_left) - 1 };
         // SAFETY: the caller promises the elements under the mask.
         unsafe { _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(mask, src.cast())) }
     }
     #[inline(always)]
-    unsafe fn across(self, src: *const bf16, k_stride: usize, k_left: usize, lines: usize) -> __m512 {
+    unsafe fn across<T: Element>(self, src: *const T, k_stride: usize, k_left: usize, lines: usize) -> __m512 {
+        debug_assert!(is_same::<T, bf16>());
         let mask = first_lanes(lines);
         // SAFETY: the caller promises the elements under the mask, of the second row only where `k_left` counts it.
         unsafe {

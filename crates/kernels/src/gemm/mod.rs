@@ -96,54 +96,17 @@ pub struct GemmArgs<'a, T, C> {
 }
 
 /// What a matrix product can be taken of: `f32`, `bf16`, `f16`.
-pub trait GemmInput: Element + sealed::HasKernel {}
+pub trait GemmInput: Element + sealed::Sealed {}
 
 impl GemmInput for f32 {}
 impl GemmInput for bf16 {}
 impl GemmInput for f16 {}
 
 mod sealed {
-    use super::*;
-
-    /// The micro-kernel of an input format.
-    pub trait HasKernel: Sized {
-        #[allow(private_interfaces, reason = "the trait is sealed: nobody outside can name or call this")]
-        fn kernel<C: Element>(isa: Isa) -> Kernel<Self, C>;
-    }
-}
-
-impl sealed::HasKernel for f32 {
-    fn kernel<C: Element>(isa: Isa) -> Kernel<Self, C> {
-        f32_kernel(isa)
-    }
-}
-
-impl sealed::HasKernel for f16 {
-    fn kernel<C: Element>(isa: Isa) -> Kernel<Self, C> {
-        f32_kernel(isa)
-    }
-}
-
-impl sealed::HasKernel for bf16 {
-    fn kernel<C: Element>(isa: Isa) -> Kernel<Self, C> {
-        #[cfg(target_arch = "x86_64")]
-        if isa.has_avx512_bf16() {
-            return micro_avx512_bf16::kernel();
-        }
-        f32_kernel(isa)
-    }
-}
-
-/// The kernel that multiplies in f32, whatever it reads.
-fn f32_kernel<T: GemmInput, C: Element>(isa: Isa) -> Kernel<T, C> {
-    #[cfg(target_arch = "x86_64")]
-    if isa.has_avx512() {
-        return micro_avx512::kernel();
-    } else if isa.has_avx2() {
-        return micro_avx2::kernel();
-    }
-    let _ = isa;
-    scalar::kernel()
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for super::bf16 {}
+    impl Sealed for super::f16 {}
 }
 
 /// `c[m, n] = a[m, k] b[k, n] (+ bias) (+ c)`; see [`GemmArgs`].
@@ -163,12 +126,26 @@ pub fn gemm<T: GemmInput, C: Element>(cpu: &Cpu, args: GemmArgs<'_, T, C>) {
     if args.m == 0 || args.n == 0 {
         return;
     }
-    let kernel = T::kernel::<C>(cpu.isa);
+    let kernel = kernel::<T, C>(cpu.isa);
     if args.m <= skinny::MAX_ROWS && args.a.col_stride == 1 && args.b.row_stride == 1 {
         skinny::run(cpu, &kernel, args);
     } else {
         block::run(cpu, &kernel, args);
     }
+}
+
+/// The micro-kernel for products of `T` on this instruction set.
+fn kernel<T: GemmInput, C: Element>(isa: Isa) -> Kernel<T, C> {
+    #[cfg(target_arch = "x86_64")]
+    if is_same::<T, bf16>() && isa.has_avx512_bf16() {
+        return micro_avx512_bf16::kernel();
+    } else if isa.has_avx512() {
+        return micro_avx512::kernel();
+    } else if isa.has_avx2() {
+        return micro_avx2::kernel();
+    }
+    let _ = isa;
+    scalar::kernel()
 }
 
 /// What the raw pointers of the drivers rely on.

@@ -3,7 +3,13 @@
 //! A *line* is a row of A or a column of B. Where lines lie next to each other the copy takes a vector of lines for each
 //! word of k; where k does, it transposes squares of words in registers.
 
-use super::micro::{MAX_LANES, Words};
+use super::micro::{MAX_LANES, Simd, prefetch};
+use crate::element::Element;
+
+/// Rows of k by which a copy prefetches: each may lie in a page of its own.
+const AHEAD_ROWS: usize = 8;
+/// Squares by which a transpose prefetches.
+const AHEAD_SQUARES: usize = 4;
 
 /// Lines `0..lines` and elements `0..k` of a matrix, to be packed into one panel.
 pub(super) struct Strip<T> {
@@ -26,7 +32,7 @@ pub(super) struct Strip<T> {
 /// # Safety
 /// The elements of the strip may be read.
 #[inline(always)]
-pub(super) unsafe fn strip<S: Words<T>, T>(s: S, strip: &Strip<T>, out: &mut [u32]) {
+pub(super) unsafe fn strip<S: Simd, T: Element>(s: S, strip: &Strip<T>, out: &mut [u32]) {
     let k_words = strip.k.div_ceil(S::K_PER_WORD);
     assert!(out.len() >= k_words * strip.width && strip.lines <= strip.width, "gemm: a panel is too small");
     for first in (0..strip.lines).step_by(S::LANES) {
@@ -43,11 +49,14 @@ pub(super) unsafe fn strip<S: Words<T>, T>(s: S, strip: &Strip<T>, out: &mut [u3
 
 /// Packs `LANES` lines that lie next to each other.
 #[inline(always)]
-unsafe fn copy<S: Words<T>, T>(s: S, strip: &Strip<T>, first: usize, out: *mut u32) {
+unsafe fn copy<S: Simd, T: Element>(s: S, strip: &Strip<T>, first: usize, out: *mut u32) {
     for (word, k) in (0..strip.k).step_by(S::K_PER_WORD).enumerate() {
         // SAFETY: line `first` and element `k` exist; the panel has a row for each word.
         unsafe {
             let src = strip.src.add(first + k * strip.k_stride);
+            for next in 0..S::K_PER_WORD {
+                prefetch(src.wrapping_add((AHEAD_ROWS + next) * strip.k_stride));
+            }
             let reg = s.across(src, strip.k_stride, strip.k - k, strip.lines - first);
             s.store(out.add(word * strip.width + first), reg);
         }
@@ -56,7 +65,7 @@ unsafe fn copy<S: Words<T>, T>(s: S, strip: &Strip<T>, first: usize, out: *mut u
 
 /// Packs `LANES` lines along which k is contiguous.
 #[inline(always)]
-unsafe fn transpose<S: Words<T>, T>(s: S, strip: &Strip<T>, first: usize, out: *mut u32) {
+unsafe fn transpose<S: Simd, T: Element>(s: S, strip: &Strip<T>, first: usize, out: *mut u32) {
     let k_words = strip.k.div_ceil(S::K_PER_WORD);
     let lines = (strip.lines - first).min(S::LANES);
     for word in (0..k_words).step_by(S::LANES) {
@@ -65,15 +74,19 @@ unsafe fn transpose<S: Words<T>, T>(s: S, strip: &Strip<T>, first: usize, out: *
         for (line, reg) in block.iter_mut().enumerate().take(S::LANES) {
             if line < lines {
                 // SAFETY: the line and element `k` exist.
-                *reg = unsafe { s.along_k(strip.src.add((first + line) * strip.line_stride + k), strip.k - k) };
+                *reg = unsafe {
+                    let src = strip.src.add((first + line) * strip.line_stride + k);
+                    prefetch(src.wrapping_add(AHEAD_SQUARES * S::LANES * S::K_PER_WORD));
+                    s.along_k(src, strip.k - k)
+                };
             }
         }
         s.transpose(&mut block);
         let words = (k_words - word).min(S::LANES);
-        for (i, reg) in block.into_iter().enumerate().take(S::LANES) {
+        for (i, reg) in block.iter().enumerate().take(S::LANES) {
             if i < words {
                 // SAFETY: the panel has a row for word `word + i`.
-                unsafe { s.store(out.add((word + i) * strip.width + first), reg) };
+                unsafe { s.store(out.add((word + i) * strip.width + first), *reg) };
             }
         }
     }

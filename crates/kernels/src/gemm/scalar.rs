@@ -1,6 +1,6 @@
 //! The portable kernel: short arrays that the compiler turns into the vectors every machine has. Not fused.
 
-use super::micro::{MAX_LANES, Simd, Words, entry_points};
+use super::micro::{MAX_LANES, Simd, entry_points};
 use crate::element::Element;
 
 #[derive(Clone, Copy)]
@@ -62,19 +62,5 @@ impl Simd for Scalar {
         for (i, row) in block.iter_mut().enumerate().take(4) {
             *row = std::array::from_fn(|j| rows[j][i]);
         }
-    }
-}
-
-impl<T: Element> Words<T> for Scalar {
-    const K_PER_WORD: usize = 1;
-    #[inline(always)]
-    unsafe fn along_k(self, src: *const T, k_left: usize) -> Self::Reg {
-        // SAFETY: as the caller promises.
-        unsafe { self.read(src, k_left) }
-    }
-    #[inline(always)]
-    unsafe fn across(self, src: *const T, _k_stride: usize, _k_left: usize, lines: usize) -> Self::Reg {
-        // SAFETY: as the caller promises.
-        unsafe { self.read(src, lines) }
     }
 }

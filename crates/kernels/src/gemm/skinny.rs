@@ -3,7 +3,7 @@
 //! Every weight is used `m` times, so memory is the bound: the weight is streamed once, as it lies, in dot products.
 //! The bits differ from those of [`super::block`], but not with the number of threads.
 
-use super::micro::{Kernel, Words};
+use super::micro::{Kernel, Simd, prefetch};
 use super::{GemmArgs, GemmInput};
 use crate::Cpu;
 use crate::element::Element;
@@ -13,6 +13,9 @@ pub(super) const MAX_ROWS: usize = 8;
 
 /// Bytes of weights in a task: some microseconds of streaming.
 const TASK_BYTES: usize = 64 << 10;
+
+/// Lines by which reading runs ahead of multiplying.
+const AHEAD_LINES: usize = 4;
 
 /// Below this many multiply-adds the product is done before another thread would wake.
 const SERIAL_WORK: usize = 1 << 16;
@@ -64,7 +67,7 @@ pub(super) fn run<T: GemmInput, C: Element>(cpu: &Cpu, kernel: &Kernel<T, C>, ar
 /// # Safety
 /// The rows of x and w may be read for `k` elements, C may be read and written; `rows` is 1 to [`MAX_ROWS`].
 #[inline(always)]
-pub(super) unsafe fn dots<S: Words<T>, T: Element, C: Element>(s: S, job: &Dots<T, C>) {
+pub(super) unsafe fn dots<S: Simd, T: Element, C: Element>(s: S, job: &Dots<T, C>) {
     // SAFETY: as the caller promises.
     unsafe {
         match job.rows {
@@ -78,7 +81,7 @@ pub(super) unsafe fn dots<S: Words<T>, T: Element, C: Element>(s: S, job: &Dots<
 
 /// `L` lines at a time against up to `R` rows; rows and lines past the last repeat it and are not written.
 #[inline(always)]
-unsafe fn by_rows<S: Words<T>, T: Element, C: Element, const R: usize, const L: usize>(s: S, job: &Dots<T, C>) {
+unsafe fn by_rows<S: Simd, T: Element, C: Element, const R: usize, const L: usize>(s: S, job: &Dots<T, C>) {
     for first in (0..job.lines).step_by(L) {
         let mut acc = [[s.zero(); L]; R];
         for k in (0..job.k).step_by(S::K_PER_WORD * S::LANES) {
@@ -86,7 +89,9 @@ unsafe fn by_rows<S: Words<T>, T: Element, C: Element, const R: usize, const L: 
             unsafe {
                 let w: [S::Reg; L] = std::array::from_fn(|l| {
                     let line = (first + l).min(job.lines - 1);
-                    s.along_k(job.w.add(line * job.w_stride + k), job.k - k)
+                    let src = job.w.add(line * job.w_stride + k);
+                    prefetch(src.wrapping_add(AHEAD_LINES * job.w_stride));
+                    s.along_k(src, job.k - k)
                 });
                 for (i, acc) in acc.iter_mut().enumerate() {
                     let row = i.min(job.rows - 1);
@@ -97,11 +102,11 @@ unsafe fn by_rows<S: Words<T>, T: Element, C: Element, const R: usize, const L: 
                 }
             }
         }
-        for (row, acc) in acc.into_iter().enumerate().take(job.rows) {
-            for (l, acc) in acc.into_iter().enumerate().take(job.lines - first) {
+        for (row, acc) in acc.iter().enumerate().take(job.rows) {
+            for (l, acc) in acc.iter().enumerate().take(job.lines - first) {
                 // SAFETY: the row and the line exist; the caller lets us use C and the bias there.
                 unsafe {
-                    let mut sum = s.sum(acc);
+                    let mut sum = s.sum(*acc);
                     if let Some(bias) = job.bias {
                         sum += (*bias.add(first + l)).to_f32();
                     }

@@ -119,7 +119,8 @@ impl<T: GemmInput, C: Element> Product<T, C> {
                     _ => 2f64.powi(-11),
                 };
                 let smallest = if C::NAME == "F16" { 2f64.powi(-24) } else { 2f64.powi(-120) };
-                let bound = (k + 4) as f64 * 2f64.powi(-23) * size * (1.0 + half_unit) + want.abs() * half_unit + smallest;
+                let bound =
+                    (k + 4) as f64 * 2f64.powi(-23) * size * (1.0 + half_unit) + want.abs() * half_unit + smallest;
                 let error = (f64::from(got) - want).abs();
                 assert!(error <= bound, "({i}, {j}): {got} for {want}, {error:e} > {bound:e}: {:?} {isa}", self.case);
             }

@@ -223,6 +223,14 @@ impl ModelConfig {
         Ok(vocab_size)
     }
 
+    /// Turns every dropout off, for measurements.
+    pub fn disable_dropout(&mut self) {
+        match &mut self.family {
+            FamilyConfig::Gpt2(gpt2) => (gpt2.resid_pdrop, gpt2.embd_pdrop, gpt2.attn_pdrop) = (0.0, 0.0, 0.0),
+            FamilyConfig::Llama(llama) => llama.attention_dropout = 0.0,
+        }
+    }
+
     /// The value of `model_type`.
     pub fn model_type(&self) -> &'static str {
         self.keys().model_type

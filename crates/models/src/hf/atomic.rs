@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 
 use super::error::HfError;
 
-/// A file being written beside the name it will have.
-pub(crate) struct AtomicFile {
+/// A file being written beside the name it will have: `.NAME.partial` until then.
+#[derive(Debug)]
+pub struct AtomicFile {
     path: PathBuf,
     partial: PathBuf,
     /// `None` once finished.
@@ -20,7 +21,10 @@ pub(crate) struct AtomicFile {
 
 impl AtomicFile {
     /// Starts the file that will be `path`.
-    pub(crate) fn create(path: &Path) -> Result<Self, HfError> {
+    ///
+    /// # Panics
+    /// If `path` does not end in a name.
+    pub fn create(path: &Path) -> Result<Self, HfError> {
         let name = path.file_name().expect("AtomicFile::create: the path ends in a file name");
         let partial = path.with_file_name(format!(".{}.partial", name.to_string_lossy()));
         let file = File::create(&partial).map_err(|e| HfError::io(path, "create the file", e))?;
@@ -29,20 +33,20 @@ impl AtomicFile {
     }
 
     /// Appends `bytes`.
-    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), HfError> {
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), HfError> {
         let writer = self.writer.as_mut().expect("AtomicFile::write: the file is not finished");
         writer.write_all(bytes).map_err(|e| HfError::io(&self.path, "write", e))
     }
 
-    /// Flushes and syncs: after this, `commit` cannot run out of space.
-    pub(crate) fn finish(&mut self) -> Result<(), HfError> {
+    /// Flushes and syncs: after this, `commit` cannot run out of space. Called once, after the last `write`.
+    pub fn finish(&mut self) -> Result<(), HfError> {
         let writer = self.writer.take().expect("AtomicFile::finish: called once");
         let synced = writer.into_inner().map_err(|e| e.into_error()).and_then(|file| file.sync_all());
         synced.map_err(|e| HfError::io(&self.path, "write", e))
     }
 
-    /// Gives the finished file its name, replacing what had it.
-    pub(crate) fn commit(mut self) -> Result<(), HfError> {
+    /// Gives the finished file its name, replacing what had it; [`sync_folder`] makes the new name durable.
+    pub fn commit(mut self) -> Result<(), HfError> {
         assert!(self.writer.is_none(), "AtomicFile::commit: the file is finished first");
         fs::rename(&self.partial, &self.path)
             .map_err(|e| HfError::io(&self.path, "give the written file its name", e))?;
@@ -61,7 +65,7 @@ impl Drop for AtomicFile {
 }
 
 /// Makes the names in `folder` durable, so that a rename survives a power cut.
-pub(crate) fn sync_folder(folder: &Path) -> Result<(), HfError> {
+pub fn sync_folder(folder: &Path) -> Result<(), HfError> {
     // Only Unix lets a folder be opened and synced; elsewhere the file system orders renames itself.
     if cfg!(unix) {
         let synced = File::open(folder).and_then(|folder| folder.sync_all());

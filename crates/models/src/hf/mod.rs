@@ -14,7 +14,7 @@
 //!
 //! Plain Rust on purpose: no tensor type of ours appears here.
 
-mod atomic;
+pub mod atomic;
 pub mod error;
 pub mod generation_config;
 pub mod keys;
@@ -27,4 +27,4 @@ pub use generation_config::GenerationConfig;
 pub use names::{NameRules, WantedWeight, match_weights};
 pub use safetensors::Dtype;
 pub use weights::{WeightEntry, WeightFiles};
-pub use writer::{WeightSpec, WeightWriter, write_json};
+pub use writer::{WeightSpec, WeightWriter, file_header, write_json};

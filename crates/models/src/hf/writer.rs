@@ -146,9 +146,7 @@ fn write_shard<'t, E: From<HfError>>(
     tensor: &mut impl FnMut(&str) -> Result<Cow<'t, [u8]>, E>,
 ) -> Result<AtomicFile, E> {
     let mut file = AtomicFile::create(path)?;
-    let header = header(shard);
-    file.write(&(header.len() as u64).to_le_bytes())?;
-    file.write(&header)?;
+    file.write(&file_header(shard.iter().copied()))?;
     for spec in shard {
         let bytes = tensor(&spec.name)?;
         let (got, want) = (bytes.len() as u64, spec.num_bytes());
@@ -159,10 +157,11 @@ fn write_shard<'t, E: From<HfError>>(
     Ok(file)
 }
 
-/// The JSON header, padded with spaces so that the tensors begin at a multiple of 8 bytes.
-fn header(shard: &[&WeightSpec]) -> Vec<u8> {
+/// What a safetensors file of `specs` begins with: the length of the header and the header. The tensors' bytes follow
+/// in the order of `specs` without gaps, the first at a multiple of 8 bytes: all are aligned if larger types come first.
+pub fn file_header<'a>(specs: impl IntoIterator<Item = &'a WeightSpec>) -> Vec<u8> {
     let mut offset = 0;
-    let tensors = shard.iter().map(|spec| {
+    let tensors = specs.into_iter().map(|spec| {
         let start = offset;
         offset += spec.num_bytes() as usize;
         let info = TensorInfo { dtype: spec.dtype, shape: spec.shape.clone(), data_offsets: (start, offset) };
@@ -170,8 +169,10 @@ fn header(shard: &[&WeightSpec]) -> Vec<u8> {
     });
     let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let metadata = Metadata::new(Some(format), tensors.collect()).expect("the offsets are contiguous by construction");
-    let mut bytes = serde_json::to_vec(&metadata).expect("a header is plain JSON");
-    bytes.resize(bytes.len().next_multiple_of(8), b' ');
+    let mut header = serde_json::to_vec(&metadata).expect("a header is plain JSON");
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.append(&mut header);
     bytes
 }
 

@@ -2,36 +2,37 @@
 
 use models::weights::{self, WeightSource};
 use models::{Model, ModelConfig, Pass, Resident, registry};
-use ops::{Batch, Document, Env, HeadRequest, ParamStore, Single};
+use ops::{Batch, Env, HeadRequest, ParamStore, Single};
 use std::path::Path;
 use tensor::{DType, Isa, Queue, Tensor, cpu};
 use testing::oracle::Row;
+use testing::trainee::pack;
 
 /// A model in memory.
-pub struct Loaded {
-    pub queue: Queue,
-    pub model: Model,
-    pub store: ParamStore,
-    pub dtype: DType,
+pub(crate) struct Loaded {
+    pub(crate) queue: Queue,
+    pub(crate) model: Model,
+    pub(crate) store: ParamStore,
+    pub(crate) dtype: DType,
 }
 
 impl Loaded {
     /// From a Hugging Face folder.
-    pub fn from_folder(folder: &Path, dtype: DType, isa: Isa) -> Self {
+    pub(crate) fn from_folder(folder: &Path, dtype: DType, isa: Isa) -> Self {
         let config = ModelConfig::from_folder(folder).expect("a readable config.json");
         let model = registry::build(&config, config.max_positions());
         let source = WeightSource::folder(folder, &model).expect("weights that fit");
         Self::new(model, &source, dtype, isa)
     }
 
-    pub fn new(model: Model, source: &WeightSource, dtype: DType, isa: Isa) -> Self {
+    pub(crate) fn new(model: Model, source: &WeightSource, dtype: DType, isa: Isa) -> Self {
         let queue = cpu::queue(2, false, isa);
         let store = weights::load(&model, source, &queue, dtype).expect("weights that load");
         store.allocate_gradients(&queue).expect("memory for gradients");
         Self { queue, model, store, dtype }
     }
 
-    pub fn env<'a>(&'a self, batch: &'a Batch, head: HeadRequest) -> Env<'a> {
+    pub(crate) fn env<'a>(&'a self, batch: &'a Batch, head: HeadRequest) -> Env<'a> {
         Env {
             queue: &self.queue,
             params: &self.store,
@@ -44,28 +45,17 @@ impl Loaded {
         }
     }
 
-    pub fn pass(&self) -> Pass<'_> {
+    pub(crate) fn pass(&self) -> Pass<'_> {
         Pass { model: &self.model, residency: &Resident }
     }
 
     /// Rows of the oracle as one packed batch; targets are labels moved by one.
-    pub fn batch(&self, rows: &[Row]) -> Batch {
-        let (mut ids, mut targets, mut documents) = (Vec::new(), Vec::new(), Vec::new());
-        for (sample, row) in rows.iter().enumerate() {
-            ids.extend(&row.ids);
-            let mut start = 0;
-            for end in (1..=row.ids.len()).filter(|&t| t == row.ids.len() || row.documents[t] != row.documents[t - 1]) {
-                let len = end - start;
-                targets.extend((start + 1..end).map(|t| row.labels[t] as i32).chain([-100]));
-                documents.push(Document { len, sample: sample as u32, row_position: start as u32, position: 0 });
-                start = end;
-            }
-        }
-        Batch::new(&self.queue, &ids, Some(&targets), &documents).expect("a batch")
+    pub(crate) fn batch(&self, rows: &[Row]) -> Batch {
+        pack(&self.queue, rows)
     }
 
     /// Loss as Transformers defines it, and gradients in the store.
-    pub fn loss_and_gradients(&self, rows: &[Row], recompute: bool) -> (f64, Vec<(String, Vec<f32>)>) {
+    pub(crate) fn loss_and_gradients(&self, rows: &[Row], recompute: bool) -> (f64, Vec<(String, Vec<f32>)>) {
         let batch = self.batch(rows);
         let count = batch.num_targets;
         let env = self.env(&batch, HeadRequest::TokenLogprobs { seed: Some(-1.0 / count as f32) });
@@ -78,6 +68,6 @@ impl Loaded {
     }
 }
 
-pub fn sum(queue: &Queue, x: &Tensor) -> f64 {
+pub(crate) fn sum(queue: &Queue, x: &Tensor) -> f64 {
     queue.read::<f32>(x).expect("numbers").iter().map(|x| f64::from(*x)).sum()
 }

@@ -1,10 +1,10 @@
 //! What is known of every key of a run file, and questions to the table of them.
 //!
-//! A [`Key`] is one row of [`super::table`]: the only place where a key's name, type, range, default and fate are written.
-//! Checking, filling in defaults, suggestions and documentation all read it.
+//! A [`Key`] is one row of the table (`table/`): the only place where a key's name, type, range, default and fate are
+//! written. Checking, filling in defaults, suggestions and documentation all read it.
 
+use super::table;
 use super::table::types::{TYPES, TYPES_NOT_YET};
-use super::table::{self};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -238,19 +238,33 @@ impl Keys {
         })
     }
 
-    /// The known path nearest to an unknown `name` inside `section`: by likeness of the last name, the same section first.
+    /// The known path nearest to an unknown `name` inside `section`, for a message.
     pub(super) fn nearest(&self, section: &str, name: &str) -> &'static str {
-        /// What standing in the same section is worth, so that a slip of one or two letters is found there first.
-        const SAME_SECTION: f64 = 0.15;
-        let score = |key: &Key| {
-            let (parent, last) = key.path.rsplit_once('.').unwrap_or(("", key.path));
-            let likeness = strsim::normalized_damerau_levenshtein(&name.to_lowercase(), &last.to_lowercase());
-            likeness + if parent == section { SAME_SECTION } else { 0.0 }
-        };
+        // Of sections whose type is not known yet, the keys of every type.
+        let is_open =
+            |of_type: &&TypeKeys| !self.all().any(|key| key.path.starts_with(&join(of_type.section, "params.")));
+        let typed = TYPES.iter().filter(is_open).flat_map(|of_type| of_type.keys);
+        let score = |key: &Key| likeness(key, section, name);
         // `max_by` keeps the last of equals; reversed, the first by path.
-        let best = self.all().collect::<Vec<_>>().into_iter().rev().max_by(|a, b| score(a).total_cmp(&score(b)));
-        best.map_or("", |key| key.path)
+        let all: Vec<&'static Key> = self.all().chain(typed).collect();
+        all.into_iter().rev().max_by(|a, b| score(a).total_cmp(&score(b))).map_or("", |key| key.path)
     }
+}
+
+/// How near `key` is to an unknown `name` inside `section`: likeness of the last names in 0..=1, and something for
+/// standing in the same section and for being honoured.
+fn likeness(key: &Key, section: &str, name: &str) -> f64 {
+    /// A slip of a few letters is found in its own section, the same name elsewhere before an unlike one here.
+    const SAME_SECTION: f64 = 0.3;
+    const HONOURED: f64 = 0.1;
+    /// `lr` for `learning_rate`.
+    const INITIALS: f64 = 0.9;
+    let (parent, last) = key.path.rsplit_once('.').unwrap_or(("", key.path));
+    let initials: String = name.split('_').filter_map(|word| word.chars().next()).collect();
+    let letters = strsim::normalized_damerau_levenshtein(&name.to_lowercase(), &last.to_lowercase());
+    let alike = if initials == last { INITIALS } else { letters };
+    let same_section = if parent == section { SAME_SECTION } else { 0.0 };
+    alike + same_section + if key.status == Status::Honoured { HONOURED } else { 0.0 }
 }
 
 /// `section.name`, or the name alone at the top.
@@ -258,7 +272,7 @@ pub(super) fn join(section: &str, name: &str) -> String {
     if section.is_empty() { name.to_owned() } else { format!("{section}.{name}") }
 }
 
-/// The keys of a type's `params`, by its name in any case; the error is the end of a sentence that began with the value.
+/// The keys of a type's `params`, by its name in any case. The error ends a sentence that began with the value.
 pub(super) fn type_keys(section: &str, name: &str) -> Result<&'static TypeKeys, String> {
     let built = || TYPES.iter().filter(|of_type| of_type.section == section);
     if let Some(found) = built().find(|of_type| of_type.name.eq_ignore_ascii_case(name)) {

@@ -3,14 +3,15 @@
 //! # Order of events
 //! 1. Read the text ([`super::read`]); older names become today's.
 //! 2. Write `--set` values, then `--model` and `--data`, over it.
-//! 3. Find the keys of the types it names and check every value ([`super::check`]), then what several keys say together.
+//! 3. Find the keys of the types it names and check every value ([`super::check`]), then what several keys
+//!    say together ([`super::together`]).
 //! 4. Fill in defaults ([`super::resolve::fill`]) and read the typed configuration from that.
 
 use super::check::{self, Fault, shown};
 use super::error::ConfigError;
 use super::keys::{Keys, Kind, TypeKeys, join, type_keys};
 use super::resolve::{self, Origin};
-use super::{Given, RunConfig, read};
+use super::{Given, RunConfig, read, together};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -61,7 +62,7 @@ pub(super) fn from_value(value: Value, name: &str, overrides: &Overrides<'_>) ->
     let blame = |fault: Fault| ConfigError::about(source(name, &origins, &fault.path), fault.message);
     let keys = Keys::new(&types(&mut root).map_err(blame)?);
     let no_effect = check::check(&keys, &mut root).map_err(blame)?;
-    together(&root).map_err(blame)?;
+    together::check(&root).map_err(blame)?;
 
     derive(&mut root, name, &mut origins);
     let filled = Value::Object(resolve::fill(&keys, &root));
@@ -184,7 +185,7 @@ fn types(root: &mut Map<String, Value>) -> Result<Vec<&'static TypeKeys>, Fault>
             }
             Some(other) => return Err(Fault::value(&path, other, Kind::Text)),
         }
-        if map.get("params").is_some_and(|params| params.get("max_grad_norm").is_some()) {
+        if section == "optimizer" && map.get("params").is_some_and(|params| params.get("max_grad_norm").is_some()) {
             let path = format!("{section}.params.max_grad_norm");
             let message =
                 format!("{path} is not a setting of the optimizer; the global norm is clipped by gradient_clipping");
@@ -192,37 +193,6 @@ fn types(root: &mut Map<String, Value>) -> Result<Vec<&'static TypeKeys>, Fault>
         }
     }
     Ok(found)
-}
-
-/// What several keys say together.
-fn together(root: &Map<String, Value>) -> Result<(), Fault> {
-    let given = |path: &str| resolve::at(root, path).filter(|value| !value.is_null());
-    for group in [["model.path", "model.preset", "model.config"], ["run.steps", "run.epochs", "run.tokens"]] {
-        let found: Vec<_> = group.into_iter().filter_map(|path| Some((path, given(path)?))).collect();
-        if let [(first, a), (second, b), ..] = found[..] {
-            let [one, two, three] = group;
-            let message =
-                format!("{first} is {} and {second} is {}; keep one of {one}, {two} and {three}", shown(a), shown(b));
-            return Err(Fault { path: second.to_owned(), message });
-        }
-    }
-    if given("model").is_some() && ["path", "preset", "config"].iter().all(|name| given(&join("model", name)).is_none())
-    {
-        let message = "model is empty; it must hold one of path, preset and config".to_owned();
-        return Err(Fault { path: "model".into(), message });
-    }
-    let number = |path: &str| given(path).and_then(Value::as_f64).unwrap_or(0.0);
-    let is_on = |path: &str| given(path) == Some(&Value::Bool(true));
-    if is_on("optimizer.params.nesterov") && number("optimizer.params.momentum") == 0.0 {
-        let path = "optimizer.params.nesterov".to_owned();
-        let message = format!("{path} is true, but optimizer.params.momentum is 0; it must be above 0");
-        return Err(Fault { path, message });
-    }
-    if number("zero_optimization.allgather_bucket_size") % 2.0 != 0.0 {
-        let path = "zero_optimization.allgather_bucket_size";
-        return Err(Fault::value(path, given(path).unwrap_or(&Value::Null), "a multiple of 2"));
-    }
-    Ok(())
 }
 
 /// Values that follow from others rather than from the table.

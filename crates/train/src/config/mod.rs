@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `read` | text to JSON: comments, trailing commas, keys that stand twice |
 //! | [`keys`], `table` | every key: type, range, default, fate, meaning |
-//! | `check` | the walk over a file against the table |
+//! | `check`, `together` | the walk over a file against the table; rules between keys |
 //! | `load` | file and command line to [`RunConfig`] |
 //! | `rules` | optimizer and schedule |
 //! | `resolve` | every key with its final value and its origin |
@@ -23,12 +23,14 @@ mod read;
 mod resolve;
 mod rules;
 mod table;
+mod together;
 
 pub use error::ConfigError;
 pub use load::Overrides;
 pub use resolve::{Origin, Setting};
 pub use rules::{AdamParams, OptimizerConfig, OptimizerRule, SchedulerConfig, SgdParams, WarmupCurve};
 
+use data::DataConfig;
 use optim::schedule::Schedule;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -41,7 +43,7 @@ pub struct RunConfig {
     /// What is trained; none in a bare DeepSpeed config.
     pub model: Option<ModelConfig>,
     /// What it is trained on; none in a bare DeepSpeed config.
-    pub data: Option<Value>,
+    pub data: Option<DataConfig>,
     /// How long, where to and how often.
     pub run: RunSection,
     /// Samples of one optimizer step over all ranks; see [`crate::plan::batch`].
@@ -204,15 +206,14 @@ impl RunConfig {
     ///
     /// # Errors
     /// The first of them that is missing, with an example of it.
-    pub fn for_training(&self) -> Result<(ModelSource<'_>, &Value, &OptimizerConfig), ConfigError> {
+    pub fn for_training(&self) -> Result<(ModelSource<'_>, &DataConfig, &OptimizerConfig), ConfigError> {
         let missing =
             |what: &str, example: &str| self.error(format!("{what} is missing; training needs one, such as {example}"));
         let model = self.model.as_ref().and_then(ModelConfig::source);
         let model =
             model.ok_or_else(|| missing("model", "\"model\": { \"preset\": \"gpt2-124m\" }, or --model FOLDER"))?;
-        let data = self.data.as_ref().filter(|data| !data["train"].is_null());
-        let data =
-            data.ok_or_else(|| missing("data.train", "\"data\": { \"train\": \"corpus.txt\" }, or --data PATH"))?;
+        let data = self.data.as_ref();
+        let data = data.ok_or_else(|| missing("data", "\"data\": { \"train\": \"corpus.txt\" }, or --data PATH"))?;
         let optimizer = self.optimizer.as_ref();
         let example = "\"optimizer\": { \"type\": \"AdamW\", \"params\": { \"lr\": 1e-3 } }";
         Ok((model, data, optimizer.ok_or_else(|| missing("optimizer", example))?))
@@ -232,7 +233,7 @@ impl RunConfig {
         self.run.log_every.or(self.steps_per_print).unwrap_or(10)
     }
 
-    /// The learning rate of every step for an optimizer whose own rate is `lr`, in a run of `run_steps` optimizer steps.
+    /// The learning rate of every step, for an optimizer whose own rate is `lr` and a run of `run_steps` steps.
     pub fn schedule(&self, lr: f64, run_steps: u64) -> Schedule {
         self.scheduler.as_ref().map_or(Schedule::Constant { lr }, |scheduler| scheduler.schedule(lr, run_steps))
     }

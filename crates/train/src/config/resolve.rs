@@ -31,8 +31,8 @@ pub struct Setting {
     pub origin: Origin,
 }
 
-/// `given` with every absent key of its sections at its default, in the table's order. A section that is null by default
-/// stays null unless it is given.
+/// `given` with every absent key of its sections at its default, in the table's order. A section that is null by
+/// default stays null unless it is given.
 pub(super) fn fill(keys: &Keys, given: &Map<String, Value>) -> Map<String, Value> {
     fill_section(keys, "", given, None)
 }

@@ -50,7 +50,7 @@ pub struct AdamParams {
 pub struct SgdParams {
     /// Learning rate.
     pub lr: f64,
-    /// Share of the last update that is kept, in 0..1; 0 = none.
+    /// Share of the last update that is kept; 0 = none.
     pub momentum: f64,
     /// L2 decay, added to the gradient.
     pub weight_decay: f64,

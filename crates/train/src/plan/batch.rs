@@ -1,7 +1,7 @@
 //! The batch triangle: `train_batch_size = train_micro_batch_size_per_gpu x gradient_accumulation_steps x ranks`.
 //!
-//! From any two of the three keys follows the third, by DeepSpeed's rules and with its integer division; from the first or
-//! the second alone follow the others with one accumulation step. Ranks are data-parallel ranks.
+//! From any two of the three keys follows the third, by DeepSpeed's rules and with its integer division; from the first
+//! or the second alone follow the others with one accumulation step. Ranks are data-parallel ranks.
 //! Source: DeepSpeed `runtime/config.py`, `_set_batch_related_parameters`.
 
 use crate::config::{ConfigError, RunConfig};
@@ -49,8 +49,8 @@ impl Batch {
     /// What follows from the keys that are given, on `ranks` data-parallel ranks.
     ///
     /// # Errors
-    /// Neither `train_batch_size` nor `train_micro_batch_size_per_gpu` is given, or the product does not fit. The message
-    /// says where each number came from.
+    /// Neither `train_batch_size` nor `train_micro_batch_size_per_gpu` is given, or the product does not fit. The
+    /// message says where each number came from.
     ///
     /// # Panics
     /// If `ranks` is 0.
@@ -80,7 +80,7 @@ impl Batch {
             (None, None, steps) => {
                 let also = steps.map_or(String::new(), |steps| format!(" (gradient_accumulation_steps is {steps})"));
                 return Err(ConfigError::new(format!(
-                    "neither train_batch_size nor train_micro_batch_size_per_gpu is given{also}; give at least one of them"
+                    "neither train_batch_size nor train_micro_batch_size_per_gpu is given{also}; give one of them"
                 )));
             }
         };
@@ -114,8 +114,8 @@ fn advice(micro: Option<u64>, steps: Option<u64>, ranks: u64) -> String {
 fn misfit(train: &Sourced, micro: &Sourced, steps: &Sourced, ranks: u64, product: u128, advice: &str) -> ConfigError {
     let plural = if ranks == 1 { "" } else { "s" };
     ConfigError::new(format!(
-        "train_batch_size is {} ({}), but train_micro_batch_size_per_gpu {} ({}) x gradient_accumulation_steps {} ({}) x \
-         {ranks} data-parallel rank{plural} is {product}; {advice}",
+        "train_batch_size is {} ({}), but train_micro_batch_size_per_gpu {} ({}) x gradient_accumulation_steps {} ({}) \
+         x {ranks} data-parallel rank{plural} is {product}; {advice}",
         train.number, train.origin, micro.number, micro.origin, steps.number, steps.origin
     ))
 }
@@ -147,8 +147,9 @@ mod tests {
     fn a_batch_that_does_not_divide_says_where_each_number_came_from() {
         assert_eq!(
             refusal(Some(33), Some(16), None, 1),
-            "train_batch_size is 33 (given), but train_micro_batch_size_per_gpu 16 (given) x gradient_accumulation_steps 2 \
-             (derived: 33 / 16 / 1) x 1 data-parallel rank is 32; make train_batch_size a multiple of 16"
+            "train_batch_size is 33 (given), but train_micro_batch_size_per_gpu 16 (given) x \
+             gradient_accumulation_steps 2 (derived: 33 / 16 / 1) x 1 data-parallel rank is 32; \
+             make train_batch_size a multiple of 16"
         );
         assert_eq!(
             refusal(Some(10), None, Some(4), 2),
@@ -158,12 +159,14 @@ mod tests {
         assert_eq!(
             refusal(Some(7), None, None, 2),
             "train_batch_size is 7 (given), but train_micro_batch_size_per_gpu 3 (derived: 7 / 2 / 1) x \
-             gradient_accumulation_steps 1 (default) x 2 data-parallel ranks is 6; make train_batch_size a multiple of 2"
+             gradient_accumulation_steps 1 (default) x 2 data-parallel ranks is 6; make train_batch_size a \
+             multiple of 2"
         );
         assert_eq!(
             refusal(Some(32), Some(4), Some(3), 1),
-            "train_batch_size is 32 (given), but train_micro_batch_size_per_gpu 4 (given) x gradient_accumulation_steps 3 \
-             (given) x 1 data-parallel rank is 12; make train_batch_size 12, or leave one of the three out"
+            "train_batch_size is 32 (given), but train_micro_batch_size_per_gpu 4 (given) x \
+             gradient_accumulation_steps 3 (given) x 1 data-parallel rank is 12; \
+             make train_batch_size 12, or leave one of the three out"
         );
     }
 
@@ -171,8 +174,9 @@ mod tests {
     fn a_batch_smaller_than_its_micro_batch_is_refused_and_not_rounded_to_nothing() {
         assert_eq!(
             refusal(Some(2), Some(16), None, 1),
-            "train_batch_size is 2 (given), but train_micro_batch_size_per_gpu 16 (given) x gradient_accumulation_steps 0 \
-             (derived: 2 / 16 / 1) x 1 data-parallel rank is 0; make train_batch_size a multiple of 16"
+            "train_batch_size is 2 (given), but train_micro_batch_size_per_gpu 16 (given) x \
+             gradient_accumulation_steps 0 (derived: 2 / 16 / 1) x 1 data-parallel rank is 0; \
+             make train_batch_size a multiple of 16"
         );
     }
 
@@ -180,8 +184,8 @@ mod tests {
     fn accumulation_steps_alone_are_not_enough() {
         assert_eq!(
             refusal(None, None, Some(4), 1),
-            "neither train_batch_size nor train_micro_batch_size_per_gpu is given (gradient_accumulation_steps is 4); give \
-             at least one of them"
+            "neither train_batch_size nor train_micro_batch_size_per_gpu is given (gradient_accumulation_steps is 4); \
+             give one of them"
         );
     }
 

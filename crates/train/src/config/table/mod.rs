@@ -4,7 +4,8 @@
 //! stands for each item of a list and `*` for each name that the user chooses.
 //! Source of DeepSpeed's part: its configuration code, version 0.19.
 //!
-//! To add a key: one row here and, once it is honoured, its field in [`super::RunConfig`]; a test holds the two together.
+//! To add a key: one row here and, once it is honoured, its field in [`super::RunConfig`]; a test holds the two
+//! together.
 
 mod later;
 mod ours;

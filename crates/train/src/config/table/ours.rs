@@ -1,9 +1,12 @@
 //! Our own sections: `model`, `data`, `run`.
 
 use super::{ABOVE_ZERO, COUNT, Key, OPEN, POSITIVE, SECTION, keys};
-use crate::config::keys::Kind::{Bool, List, Names, Number, OneOf, Text};
+use crate::config::keys::Kind::{self, Bool, List, Names, Number, OneOf, Text};
 use crate::config::keys::Status::Honoured;
 use std::ops::Bound::Excluded;
+
+/// What a list of sources holds.
+const SOURCES: Kind = List(&OneOf(&[Text, SECTION]));
 
 pub(super) static KEYS: &[Key] = keys! {
     "data", SECTION, "null", Honoured, "what is trained on";
@@ -12,17 +15,17 @@ pub(super) static KEYS: &[Key] = keys! {
     "data.sequence_length", POSITIVE, "null", Honoured, "tokens of one sample; null: the smaller of 1024 and the model's";
     "data.shuffle", Bool, "true", Honoured, "false: file order, again and again";
     "data.tokenizer", Text, "null", Honoured, "tokenizer.json, \"char\" or \"byte\"; null: the model folder's own";
-    "data.train", OneOf(&[Text, List(&SECTION)]), "null", Honoured, "a path, a glob or a list of sources";
+    "data.train", OneOf(&[Text, SOURCES]), "null", Honoured, "a path, a glob or a list of sources";
     "data.train[].format", Names(&["text", "jsonl", "tokenized"]), "null", Honoured, "null: by the file's ending";
     "data.train[].path", Text, "null", Honoured, "a path or a glob";
     "data.train[].text_field", Text, "\"text\"", Honoured, "the field of a jsonl row that holds the document";
-    "data.train[].weight", ABOVE_ZERO, "1.0", Honoured, "share of the samples, against the other sources";
-    "data.validation", OneOf(&[Text, List(&SECTION), SECTION]), "null", Honoured, "as data.train, or {\"split\": 0.1}, the last tenth";
+    "data.train[].weight", ABOVE_ZERO, "null", Honoured, "share of the samples against the other sources; null everywhere: each sample once";
+    "data.validation", OneOf(&[Text, SOURCES, SECTION]), "null", Honoured, "as data.train, or {\"split\": 0.1}, the last tenth";
     "data.validation.split", Number(Excluded(0.0), Excluded(1.0)), "null", Honoured, "share of the training data, from its end";
     "data.validation[].format", Names(&["text", "jsonl", "tokenized"]), "null", Honoured, "null: by the file's ending";
     "data.validation[].path", Text, "null", Honoured, "a path or a glob";
     "data.validation[].text_field", Text, "\"text\"", Honoured, "the field of a jsonl row that holds the document";
-    "data.validation[].weight", ABOVE_ZERO, "1.0", Honoured, "not used in evaluation";
+    "data.validation[].weight", ABOVE_ZERO, "null", Honoured, "not used in evaluation";
     "model", SECTION, "null", Honoured, "what is trained: one of path, preset and config";
     "model.config", OPEN, "null", Honoured, "a Hugging Face config.json; random weights";
     "model.path", Text, "null", Honoured, "a folder in the Hugging Face layout, a checkpoint or a run's output";

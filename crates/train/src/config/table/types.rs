@@ -99,7 +99,7 @@ static SGD: &[Key] = keys! {
     "optimizer.params.fused", OneOf(&[Bool, Null]), "null", NoEffect, "which PyTorch kernel";
     "optimizer.params.lr", NOT_NEGATIVE, "0.001", Honoured, "learning rate";
     "optimizer.params.maximize", Bool, "false", NOT_YET, "climbs";
-    "optimizer.params.momentum", BELOW_ONE, "0.0", Honoured, "share of the last update that is kept";
+    "optimizer.params.momentum", NOT_NEGATIVE, "0.0", Honoured, "share of the last update that is kept";
     "optimizer.params.nesterov", Bool, "false", Honoured, "looks ahead along the momentum";
     "optimizer.params.weight_decay", NOT_NEGATIVE, "0.0", Honoured, "L2 in the gradient, outside optimizer.no_decay";
 };

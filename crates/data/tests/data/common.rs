@@ -1,45 +1,44 @@
 //! Shared by the tests of this crate.
 
-#![allow(dead_code, reason = "each test file uses its part")]
 
 use std::path::{Path, PathBuf};
 
 use data::{CHUNK_BYTES, DataConfig, Dataset, Event, OpenOptions, Packing, Result, Sample, Tokenizer};
 
 /// A folder for sources and another for the cache.
-pub struct Place {
-    folder: tempfile::TempDir,
-    pub chunk_bytes: usize,
-    pub threads: usize,
-    pub vocab_size: Option<usize>,
+pub(crate) struct Place {
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) chunk_bytes: usize,
+    pub(crate) threads: usize,
+    pub(crate) vocab_size: Option<usize>,
 }
 
 impl Place {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { folder: tempfile::tempdir().unwrap(), chunk_bytes: CHUNK_BYTES, threads: 2, vocab_size: None }
     }
 
     /// Writes a source and returns its path.
-    pub fn file(&self, name: &str, content: impl AsRef<[u8]>) -> String {
+    pub(crate) fn file(&self, name: &str, content: impl AsRef<[u8]>) -> String {
         let path = self.folder.path().join(name);
         std::fs::write(&path, content).unwrap();
         path.to_str().unwrap().to_owned()
     }
 
-    pub fn cache(&self) -> PathBuf {
+    pub(crate) fn cache(&self) -> PathBuf {
         self.folder.path().join("cache")
     }
 
-    pub fn config(&self, json: serde_json::Value) -> DataConfig {
+    pub(crate) fn config(&self, json: serde_json::Value) -> DataConfig {
         serde_json::from_value(json).unwrap()
     }
 
     /// Opens what `json` (a `data` section with `sequence_length`) says.
-    pub fn open(&self, json: serde_json::Value, tokenizer: Option<&Tokenizer>) -> Result<(Dataset, Option<Dataset>)> {
+    pub(crate) fn open(&self, json: serde_json::Value, tokenizer: Option<&Tokenizer>) -> Result<(Dataset, Option<Dataset>)> {
         self.open_watched(json, tokenizer, &|_| {})
     }
 
-    pub fn open_watched(
+    pub(crate) fn open_watched(
         &self,
         json: serde_json::Value,
         tokenizer: Option<&Tokenizer>,
@@ -59,7 +58,7 @@ impl Place {
     }
 
     /// The ids of a text file that is one document, as they come out of the whole path from file to samples.
-    pub fn ids(&self, path: &str, tokenizer: &Tokenizer) -> Vec<u32> {
+    pub(crate) fn ids(&self, path: &str, tokenizer: &Tokenizer) -> Vec<u32> {
         let json = serde_json::json!({"train": path, "validation": path, "sequence_length": 1 << 30});
         let options = OpenOptions {
             sequence_length: 1 << 30,
@@ -81,22 +80,22 @@ impl Place {
 }
 
 /// All samples of a dataset.
-pub fn samples(dataset: &Dataset) -> Vec<Sample> {
+pub(crate) fn samples(dataset: &Dataset) -> Vec<Sample> {
     (0..dataset.num_samples()).map(|index| dataset.get(index)).collect()
 }
 
-pub fn fixture(name: &str) -> PathBuf {
+pub(crate) fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
-pub fn gpt2() -> Tokenizer {
+pub(crate) fn gpt2() -> Tokenizer {
     Tokenizer::load(&fixture("tokenizer.json")).unwrap()
 }
 
-pub fn shakespeare_path() -> PathBuf {
+pub(crate) fn shakespeare_path() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/data/tinyshakespeare.txt")
 }
 
-pub fn shakespeare() -> String {
+pub(crate) fn shakespeare() -> String {
     std::fs::read_to_string(shakespeare_path()).unwrap()
 }

@@ -1,10 +1,10 @@
 //! From files to ids: known counts, equality for any chunk size, the cache.
 
-mod common;
+
 
 use std::cell::RefCell;
 
-use common::{Place, gpt2, shakespeare, shakespeare_path};
+use crate::common::{Place, gpt2, shakespeare, shakespeare_path};
 use data::{Event, Tokenizer};
 use serde_json::json;
 
@@ -39,7 +39,7 @@ fn hard_text() -> String {
 }
 
 fn variant(change: impl FnOnce(&mut serde_json::Value)) -> Tokenizer {
-    let mut json = serde_json::from_slice(&std::fs::read(common::fixture("tokenizer.json")).unwrap()).unwrap();
+    let mut json = serde_json::from_slice(&std::fs::read(crate::common::fixture("tokenizer.json")).unwrap()).unwrap();
     change(&mut json);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tokenizer.json");

@@ -1,8 +1,8 @@
 //! The three kinds of tokenizer against known ids, their export, and streaming.
 
-mod common;
 
-use common::{fixture, gpt2, shakespeare};
+
+use crate::common::{fixture, gpt2, shakespeare};
 use data::Tokenizer;
 use serde_json::Value;
 
@@ -56,7 +56,7 @@ fn exported_char_and_byte_load_again_and_mean_the_same_to_the_tokenizers_library
         let again = Tokenizer::load(folder.path()).unwrap();
         assert_eq!(again.hash(), tokenizer.hash());
         assert_eq!(again.encode(text).unwrap(), tokenizer.encode(text).unwrap());
-        let library = tokenizers::Tokenizer::from_file(folder.path().join("tokenizer.json")).unwrap();
+        let library = ::tokenizers::Tokenizer::from_file(folder.path().join("tokenizer.json")).unwrap();
         let encoding = library.encode(text, false).unwrap();
         assert_eq!(encoding.get_ids(), tokenizer.encode(text).unwrap());
         assert_eq!(library.decode(encoding.get_ids(), false).unwrap(), text);
@@ -68,7 +68,7 @@ fn exported_char_and_byte_load_again_and_mean_the_same_to_the_tokenizers_library
 fn every_byte_survives_the_export() {
     let folder = tempfile::tempdir().unwrap();
     Tokenizer::byte().save(folder.path()).unwrap();
-    let library = tokenizers::Tokenizer::from_file(folder.path().join("tokenizer.json")).unwrap();
+    let library = ::tokenizers::Tokenizer::from_file(folder.path().join("tokenizer.json")).unwrap();
     let text: String = ('\0'..='\u{2fff}').collect();
     let ids: Vec<u32> = text.bytes().map(u32::from).collect();
     assert_eq!(library.encode(text.as_str(), false).unwrap().get_ids(), ids);

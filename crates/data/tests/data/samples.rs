@@ -1,8 +1,8 @@
 //! From documents to samples and their order.
 
-mod common;
 
-use common::{Place, samples, shakespeare, shakespeare_path};
+
+use crate::common::{Place, samples, shakespeare, shakespeare_path};
 use data::{Dataset, IGNORE, Loader, Packing, Sample, Tokenizer, choose_tokenizer};
 use serde_json::json;
 

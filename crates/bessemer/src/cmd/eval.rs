@@ -1,0 +1,77 @@
+//! `bessemer eval`.
+
+use crate::Global;
+use crate::cmd::model::ModelArgs;
+use crate::failure::Failure;
+use data::{OpenOptions, Packing, Sources};
+use generate::{LoadedModel, TOKENS_PER_PASS, evaluate};
+use serde_json::json;
+use std::io::{Write, stdout};
+
+/// Mean loss, perplexity and bits per byte over a whole set
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  bessemer eval runs/shakespeare --data valid.txt
+  bessemer eval gpt2/ --data 'valid/*.jsonl' --json")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// What to evaluate on: a file or a glob; text, JSONL or rows of tokens
+    #[arg(long, value_name = "PATH")]
+    data: String,
+    /// Tokens of a window; by default the smaller of 1024 and the model's positions
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    sequence_length: Option<u64>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+fn open(args: &Args, model: &LoadedModel, global: Global) -> Result<data::Dataset, Failure> {
+    let longest = model.positions;
+    let sequence_length = args.sequence_length.map_or(longest.min(1024), |length| length as usize);
+    if sequence_length > longest {
+        return Err(Failure::request(format!(
+            "--sequence-length is {sequence_length}; it must be at most {longest}, the positions of the model"
+        )));
+    }
+    let mut sources = Sources::from(args.data.as_str());
+    let rows_of_tokens = sources.0.iter_mut().any(|source| source.format == Some(data::Format::Tokenized));
+    let on_event = |event: data::Event<'_>| {
+        if let data::Event::CacheDamaged { source, reason } = event
+            && !global.quiet
+        {
+            eprintln!("note: the token cache of {source} is damaged ({reason}) and is made again");
+        }
+    };
+    let options = OpenOptions {
+        sequence_length,
+        packing: if rows_of_tokens { Packing::None } else { Packing::Concat },
+        cache: data::default_cache().map_err(Failure::request)?,
+        threads: args.model.threads,
+        chunk_bytes: data::CHUNK_BYTES,
+        vocab_size: model.config.vocab_size,
+        on_event: &on_event,
+    };
+    data::open_evaluation(&sources, model.tokenizer.as_ref(), &options, "--data").map_err(Failure::request)
+}
+
+pub(crate) fn run(args: Args, global: Global) -> Result<(), Failure> {
+    let model = args.model.open()?;
+    let dataset = open(&args, &model, global)?;
+    let samples = (0..dataset.num_samples()).map(|index| dataset.get(index));
+    let sum = evaluate(&model.forward(), samples, TOKENS_PER_PASS).map_err(Failure::running)?;
+    let evaluation = sum
+        .evaluation(dataset.text_bytes())
+        .ok_or_else(|| Failure::request(format!("--data {}: no target counts", args.data)))?;
+    let mut out = stdout().lock();
+    if args.json {
+        return Ok(writeln!(out, "{}", json!(evaluation))?);
+    }
+    writeln!(out, "loss           {:.4}", evaluation.loss)?;
+    writeln!(out, "perplexity     {:.3}", evaluation.perplexity)?;
+    if let Some(bits) = evaluation.bits_per_byte {
+        writeln!(out, "bits per byte  {bits:.4}")?;
+    }
+    Ok(writeln!(out, "tokens         {}", evaluation.tokens)?)
+}

@@ -1,0 +1,101 @@
+//! `bessemer generate`.
+
+use crate::cmd::model::ModelArgs;
+use crate::failure::Failure;
+use generate::{GenerateOptions, LoadedModel};
+use serde_json::json;
+use std::io::{Write, stdout};
+use std::ops::ControlFlow;
+
+/// Go on from a prompt; text appears as it is made
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  bessemer generate runs/shakespeare --prompt ROMEO:
+  bessemer generate gpt2/ --prompt 'Once upon a time' --temperature 0.8 --top-p 0.95 --seed 1
+  bessemer generate model/ --tokens 1,2,3 --temperature 0 --json")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Text to go on from
+    #[arg(long, required_unless_present = "tokens", conflicts_with = "tokens")]
+    prompt: Option<String>,
+    /// Token ids to go on from, for models without a tokenizer
+    #[arg(long, value_name = "ID,ID,...", value_delimiter = ',')]
+    tokens: Vec<u32>,
+    /// New tokens at most
+    #[arg(long, value_name = "N")]
+    max_new_tokens: Option<usize>,
+    /// 0 is greedy; by default the model's own, else 1
+    #[arg(long, value_name = "X")]
+    temperature: Option<f64>,
+    /// Choose among the K likeliest tokens; 0 = all
+    #[arg(long, value_name = "K")]
+    top_k: Option<usize>,
+    /// Choose among the likeliest tokens that together have probability P
+    #[arg(long, value_name = "P")]
+    top_p: Option<f64>,
+    /// Drop tokens less likely than P times the likeliest
+    #[arg(long, value_name = "P")]
+    min_p: Option<f64>,
+    /// Makes tokens that are there already less likely; 1 = off
+    #[arg(long, value_name = "X")]
+    repetition_penalty: Option<f64>,
+    /// The same seed gives the same text
+    #[arg(long, default_value_t = 0, value_name = "S")]
+    seed: u64,
+    /// Print {"tokens", "text"} when done
+    #[arg(long)]
+    json: bool,
+}
+
+impl Args {
+    fn options(&self, model: &LoadedModel, prompt_tokens: usize) -> GenerateOptions {
+        let mut options = model.generate_options(prompt_tokens);
+        options.seed = self.seed;
+        options.max_new_tokens = self.max_new_tokens.unwrap_or(options.max_new_tokens);
+        let sampling = &mut options.sampling;
+        sampling.temperature = self.temperature.unwrap_or(sampling.temperature);
+        sampling.top_k = self.top_k.unwrap_or(sampling.top_k);
+        sampling.top_p = self.top_p.unwrap_or(sampling.top_p);
+        sampling.min_p = self.min_p.unwrap_or(sampling.min_p);
+        sampling.repetition_penalty = self.repetition_penalty.unwrap_or(sampling.repetition_penalty);
+        options
+    }
+}
+
+pub(crate) fn run(args: Args) -> Result<(), Failure> {
+    let model = args.model.open()?;
+    let prompt = match &args.prompt {
+        Some(prompt) => model.encode(prompt).map_err(Failure::request)?,
+        None => args.tokens.clone(),
+    };
+    let options = args.options(&model, prompt.len());
+    let mut out = stdout().lock();
+    let mut write_error = None;
+    if let (Some(prompt), false) = (&args.prompt, args.json) {
+        write!(out, "{prompt}")?;
+        out.flush()?;
+    }
+    let generated = generate::generate(model.forward(), model.tokenizer.as_ref(), &prompt, options, |text| {
+        let shown = if args.json { Ok(()) } else { write!(out, "{text}").and_then(|()| out.flush()) };
+        match shown {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => {
+                write_error = Some(error);
+                ControlFlow::Break(())
+            }
+        }
+    });
+    let generated = generated.map_err(Failure::request)?;
+    if let Some(error) = write_error {
+        return Err(error.into());
+    }
+    if args.json {
+        return Ok(writeln!(out, "{}", json!({"tokens": generated.tokens, "text": generated.text}))?);
+    }
+    if model.tokenizer.is_none() {
+        let tokens: Vec<String> = generated.tokens.iter().map(u32::to_string).collect();
+        write!(out, "{}", tokens.join(","))?;
+    }
+    Ok(writeln!(out)?)
+}

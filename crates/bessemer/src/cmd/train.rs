@@ -1,0 +1,81 @@
+//! `bessemer train`.
+
+use crate::failure::Failure;
+use crate::ui::Ui;
+use crate::{Global, cmd};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use std::path::PathBuf;
+use train::config::{Overrides, RunConfig};
+use train::plan::report::PlanReport;
+use train::run::Stop;
+use train::{Outcome, Run};
+
+/// Train a model as a run file says
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  bessemer train examples/shakespeare.json
+  bessemer train run.json --resume
+  bessemer train run.json --set run.steps=100 --set optimizer.params.lr=3e-4
+  bessemer train ds_config.json --model gpt2/ --data corpus.txt")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+    /// Data-parallel ranks: threads of this process
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    ranks: u64,
+    /// Go on from the newest checkpoint in run.output; start fresh if there is none
+    #[arg(long)]
+    resume: bool,
+    /// Check everything, print the plan, train nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// What names a run: used by `train` and `plan`.
+#[derive(clap::Args)]
+pub(crate) struct ConfigArgs {
+    /// A run file, or a DeepSpeed config when --model and --data are given
+    run: PathBuf,
+    /// Folder of the model, or a preset such as gpt2-124m; overrides the run file
+    #[arg(long, value_name = "M")]
+    model: Option<String>,
+    /// Training data: a path or a glob; overrides the run file
+    #[arg(long, value_name = "PATH")]
+    data: Option<String>,
+    /// Set a key of the run file; may be given several times
+    #[arg(long, value_name = "KEY.PATH=VALUE")]
+    set: Vec<String>,
+}
+
+impl ConfigArgs {
+    pub(crate) fn load(&self) -> Result<RunConfig, Failure> {
+        let overrides = Overrides { set: &self.set, model: self.model.as_deref(), data: self.data.as_deref() };
+        RunConfig::load(&self.run, &overrides).map_err(Failure::request)
+    }
+}
+
+pub(crate) fn run(args: Args, global: Global) -> Result<(), Failure> {
+    let config = args.config.load()?;
+    if args.ranks > 1 {
+        return Err(Failure::request(format!(
+            "--ranks is {}; training runs on one rank in this version: leave it out",
+            args.ranks
+        )));
+    }
+    let stop = Stop::default();
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register_usize(signal, stop.0.clone(), signal as usize).map_err(Failure::running)?;
+    }
+    let mut ui = Ui::new(global, config.log_every());
+    if args.dry_run {
+        let report = PlanReport::of(&config, args.ranks).map_err(Failure::before)?;
+        // Data, weights and output folder are looked at as well; the run is then dropped.
+        Run::prepare(config, args.resume, &mut ui).map_err(Failure::before)?;
+        return cmd::plan::print(&report, false);
+    }
+    let run = Run::prepare(config, args.resume, &mut ui).map_err(Failure::before)?;
+    match run.execute(&mut ui, &stop).map_err(Failure::during)? {
+        Outcome::Finished => Ok(()),
+        Outcome::Interrupted { signal } => Err(Failure::Signal(signal)),
+    }
+}

@@ -1,0 +1,175 @@
+//! The checkpoints of a run: which there are, the newest one that is whole, and which to keep.
+//!
+//! The newest is the one that `latest` names; without it, the one of the highest step. The others follow from the
+//! highest step down.
+
+use super::manifest::MANIFEST_FILE;
+use super::{Checkpoint, CheckpointError};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The text file with the newest checkpoint's folder name.
+pub(crate) const LATEST_FILE: &str = "latest";
+/// The folder of checkpoints in the output of a run.
+const CHECKPOINTS_FOLDER: &str = "checkpoints";
+const STEP_PREFIX: &str = "step-";
+const PARTIAL_SUFFIX: &str = ".partial";
+
+/// The newest checkpoint in `dir` that is whole, every byte checked, with a sentence about each newer one that was passed
+/// over because it is not. `None` if there are no checkpoints.
+///
+/// # Errors
+/// [`CheckpointError::AllDamaged`] if there are some and none is whole; [`CheckpointError::Io`].
+pub fn newest(dir: &Path) -> Result<Option<(Checkpoint, Vec<String>)>, CheckpointError> {
+    let Candidates { folders, latest_problem } = Candidates::find(dir)?;
+    let mut problems: Vec<String> = latest_problem.into_iter().collect();
+    for folder in folders {
+        match Checkpoint::open(&folder).and_then(|checkpoint| checkpoint.verify().map(|()| checkpoint)) {
+            Ok(checkpoint) => {
+                let used = folder.display();
+                let notices = problems.into_iter().map(|problem| format!("{problem}; {used} is used instead"));
+                return Ok(Some((checkpoint, notices.collect())));
+            }
+            Err(error) => problems.push(error.to_string()),
+        }
+    }
+    if problems.is_empty() { Ok(None) } else { Err(CheckpointError::AllDamaged { dir: dir.to_owned(), problems }) }
+}
+
+/// The folders of the checkpoints in `dir`, the newest first; none if `dir` does not exist. They are not opened.
+///
+/// # Errors
+/// [`CheckpointError::Io`].
+pub fn list(dir: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
+    Ok(Candidates::find(dir)?.folders)
+}
+
+/// Removes all but the newest `keep` checkpoints in `dir`; 0 keeps all.
+///
+/// Each is renamed before it is removed, so that a half-removed one is never taken for complete.
+///
+/// # Errors
+/// [`CheckpointError::Io`].
+pub fn prune(dir: &Path, keep: usize) -> Result<(), CheckpointError> {
+    if keep == 0 {
+        return Ok(());
+    }
+    clear_leftovers(dir)?;
+    for folder in list(dir)?.iter().skip(keep) {
+        if let Some(aside) = set_aside(folder)? {
+            fs::remove_dir_all(&aside).map_err(CheckpointError::io(folder, "remove the old checkpoint"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Opens the checkpoint that `path` means: the folder of one, or the newest in a `checkpoints` folder or in a run's
+/// output. `None` if `path` is none of these.
+///
+/// Its values are checked as they are read. A damaged newest one is an error, as somebody who names a run means its last
+/// state: another one can be named by its folder.
+///
+/// # Errors
+/// [`CheckpointError::Damaged`], [`CheckpointError::Io`].
+pub fn open_any(path: &Path) -> Result<Option<Checkpoint>, CheckpointError> {
+    let is_step = path.file_name().and_then(|name| name.to_str()).and_then(step_of).is_some();
+    if path.join(MANIFEST_FILE).is_file() || (is_step && path.is_dir()) {
+        return Checkpoint::open(path).map(Some);
+    }
+    let inside = path.join(CHECKPOINTS_FOLDER);
+    let dir = if inside.is_dir() { &inside } else { path };
+    if !dir.is_dir() {
+        return Ok(None);
+    }
+    let Candidates { folders, latest_problem } = Candidates::find(dir)?;
+    if let Some(problem) = latest_problem {
+        let problem = format!("{problem}; name the folder of a checkpoint itself");
+        return Err(CheckpointError::damaged(dir, problem));
+    }
+    folders.first().map(|folder| Checkpoint::open(folder)).transpose()
+}
+
+/// What may be a checkpoint in a folder.
+struct Candidates {
+    /// The newest first.
+    folders: Vec<PathBuf>,
+    /// Why `latest` is of no use, if it is there.
+    latest_problem: Option<String>,
+}
+
+impl Candidates {
+    fn find(dir: &Path) -> Result<Self, CheckpointError> {
+        let names = names(dir)?;
+        let mut steps: Vec<(u64, &String)> = names
+            .iter()
+            .filter_map(|name| Some((step_of(name)?, name)))
+            .filter(|(_, name)| dir.join(name).is_dir())
+            .collect();
+        steps.sort_by(|a, b| b.cmp(a));
+        let mut folders: Vec<PathBuf> = steps.into_iter().map(|(_, name)| dir.join(name)).collect();
+        let path = dir.join(LATEST_FILE);
+        let latest_problem = match fs::read(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Err(e) => return Err(CheckpointError::io(&path, "read")(e)),
+            Ok(bytes) => {
+                let name = String::from_utf8_lossy(bytes.trim_ascii());
+                match folders.iter().position(|folder| *folder == dir.join(&*name)) {
+                    Some(place) => {
+                        folders[..=place].rotate_right(1);
+                        None
+                    }
+                    None => Some(format!("{}: it names {name:?}, and there is no such checkpoint", path.display())),
+                }
+            }
+        };
+        Ok(Self { folders, latest_problem })
+    }
+}
+
+/// `step-00000500`.
+pub(crate) fn folder_name(step: u64) -> String {
+    format!("{STEP_PREFIX}{step:08}")
+}
+
+/// The step of a folder with this name; `None` if it is not that of a checkpoint.
+fn step_of(name: &str) -> Option<u64> {
+    let step = name.strip_prefix(STEP_PREFIX)?.parse().ok()?;
+    (folder_name(step) == name).then_some(step)
+}
+
+/// What `path` is called while it is not complete.
+pub(crate) fn partial_path(path: &Path) -> PathBuf {
+    let name = path.file_name().expect("partial_path: the path ends in a name");
+    path.with_file_name(format!(".{}{PARTIAL_SUFFIX}", name.to_string_lossy()))
+}
+
+/// Takes the name of a complete checkpoint from `folder`; returns where it is now, if it was there.
+pub(crate) fn set_aside(folder: &Path) -> Result<Option<PathBuf>, CheckpointError> {
+    let aside = partial_path(&folder.with_extension("old"));
+    match fs::rename(folder, &aside) {
+        Ok(()) => Ok(Some(aside)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(CheckpointError::io(folder, "set the old checkpoint aside")(e)),
+    }
+}
+
+/// Removes what processes that were killed left unfinished in `dir`.
+pub(crate) fn clear_leftovers(dir: &Path) -> Result<(), CheckpointError> {
+    let partials = names(dir)?.into_iter().filter(|name| name.starts_with('.') && name.ends_with(PARTIAL_SUFFIX));
+    for path in partials.map(|name| dir.join(name)) {
+        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        removed.map_err(CheckpointError::io(&path, "remove what an earlier process left"))?;
+    }
+    Ok(())
+}
+
+/// The names in `dir`, leaving out those that are not UTF-8: none of ours. None if it does not exist.
+fn names(dir: &Path) -> Result<Vec<String>, CheckpointError> {
+    let entries = fs::read_dir(dir).and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
+    match entries {
+        Ok(entries) => Ok(entries.into_iter().filter_map(|entry| entry.file_name().into_string().ok()).collect()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) => Err(CheckpointError::io(dir, "list the folder")(e)),
+    }
+}

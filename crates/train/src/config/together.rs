@@ -1,0 +1,93 @@
+//! What several keys say together: rules that no single row of the table can hold.
+
+use super::check::{Fault, shown};
+use super::keys::join;
+use super::resolve;
+use serde_json::{Map, Value};
+
+/// Checks a file whose keys are right each by itself.
+pub(super) fn check(root: &Map<String, Value>) -> Result<(), Fault> {
+    let file = File(root);
+    file.at_most_one_of(["model.path", "model.preset", "model.config"])?;
+    file.at_most_one_of(["run.steps", "run.epochs", "run.tokens"])?;
+    file.model()?;
+    file.sources("data.train")?;
+    file.sources("data.validation")?;
+    file.data()?;
+    file.optimizer()?;
+    file.buckets()
+}
+
+struct File<'a>(&'a Map<String, Value>);
+
+fn fault(path: &str, message: String) -> Result<(), Fault> {
+    Err(Fault { path: path.to_owned(), message })
+}
+
+impl<'a> File<'a> {
+    /// What the file says at `path`; null says nothing.
+    fn given(&self, path: &str) -> Option<&'a Value> {
+        resolve::at(self.0, path).filter(|value| !value.is_null())
+    }
+
+    fn at_most_one_of(&self, group: [&str; 3]) -> Result<(), Fault> {
+        let found: Vec<_> = group.into_iter().filter_map(|path| Some((path, self.given(path)?))).collect();
+        let [(first, a), (second, b), ..] = found[..] else { return Ok(()) };
+        let [one, two, three] = group;
+        let (a, b) = (shown(a), shown(b));
+        fault(second, format!("{first} is {a} and {second} is {b}; keep one of {one}, {two} and {three}"))
+    }
+
+    fn model(&self) -> Result<(), Fault> {
+        let is_empty = ["path", "preset", "config"].iter().all(|name| self.given(&join("model", name)).is_none());
+        match self.given("model") {
+            Some(_) if is_empty => fault("model", "model is empty; it must hold one of path, preset and config".into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// A list of sources names at least one, and each has a path.
+    fn sources(&self, path: &str) -> Result<(), Fault> {
+        let Some(Value::Array(sources)) = self.given(path) else { return Ok(()) };
+        if sources.is_empty() {
+            return fault(path, format!("{path} is []; it must name at least one source"));
+        }
+        match sources.iter().position(|source| source.is_object() && !source["path"].is_string()) {
+            Some(i) => fault(path, format!("{path}[{i}].path is missing; it must be a path or a glob")),
+            None => Ok(()),
+        }
+    }
+
+    fn data(&self) -> Result<(), Fault> {
+        if self.given("data").is_some() && self.given("data.train").is_none() {
+            return fault("data", "data.train is missing; it must be a path, a glob or a list of sources".into());
+        }
+        if self.given("data.validation").is_some_and(Value::is_object) && self.given("data.validation.split").is_none()
+        {
+            let message = "data.validation.split is missing; write { \"split\": 0.1 }, a path or a list of sources";
+            return fault("data.validation", message.into());
+        }
+        Ok(())
+    }
+
+    /// PyTorch's rule: looking ahead along the momentum needs one.
+    fn optimizer(&self) -> Result<(), Fault> {
+        let path = "optimizer.params.nesterov";
+        let momentum = self.given("optimizer.params.momentum").and_then(Value::as_f64).unwrap_or(0.0);
+        if self.given(path) == Some(&Value::Bool(true)) && momentum == 0.0 {
+            return fault(path, format!("{path} is true, but optimizer.params.momentum is 0; it must be above 0"));
+        }
+        Ok(())
+    }
+
+    /// DeepSpeed's rule: NCCL wants the gather to start at even elements.
+    fn buckets(&self) -> Result<(), Fault> {
+        let path = "zero_optimization.allgather_bucket_size";
+        match self.given(path) {
+            Some(size) if size.as_i64().is_some_and(|size| size % 2 != 0) => {
+                Err(Fault::value(path, size, "a multiple of 2"))
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! A model in training: samples in, reports out.
+//!
+//! [`Engine::train`] runs a whole run file; [`Engine::train_batch`] one optimizer step; [`Engine::micro_batch`] and
+//! [`Engine::step`] are the two halves of it for loops of a user's own, and give the same bits.
+
+use crate::checkpoint::{Checkpoint, Counters};
+use crate::config::RunConfig;
+use crate::error::{Result, TrainError};
+use crate::event::{Observer, Silent};
+use crate::plan::{self, RunPlan};
+use crate::run::{self, Outcome};
+use crate::state::{StateTensor, TrainState};
+use crate::step::{Accumulated, StepContext, StepReport};
+use crate::training_data::TrainingData;
+use data::{Dataset, Sample};
+use generate::Evaluation;
+use models::weights::WeightSource;
+use models::{Model, Pass, Resident};
+use optim::Optimizer;
+use tensor::{Queue, cpu};
+
+/// A model with its weights, optimizer state and counters.
+pub struct Engine {
+    pub(crate) config: RunConfig,
+    pub(crate) plan: RunPlan,
+    pub(crate) queue: Queue,
+    pub(crate) model: Model,
+    pub(crate) state: TrainState,
+    pub(crate) optimizer: Box<dyn Optimizer>,
+    pub(crate) counters: Counters,
+    /// Micro-batches since the last update.
+    pending: Pending,
+}
+
+#[derive(Default)]
+struct Pending {
+    accumulated: Accumulated,
+    samples: Vec<Sample>,
+}
+
+impl Engine {
+    /// A model with random weights (`run.seed`). Memory for weights, gradients and optimizer state is taken here.
+    ///
+    /// # Errors
+    /// The configuration lacks an optimizer or does not fit together.
+    pub fn new(model: Model, config: RunConfig) -> Result<Self> {
+        let seed = config.run.seed;
+        Self::with_weights(model, config, &WeightSource::Random { seed })
+    }
+
+    /// A model with weights from `source`.
+    ///
+    /// # Errors
+    /// As [`Engine::new`], or the weights cannot be read.
+    pub fn with_weights(model: Model, config: RunConfig, source: &WeightSource) -> Result<Self> {
+        let sequence_length = plan::sequence_length(&config, model.max_positions)?;
+        let plan = RunPlan::resolve(&config, sequence_length, 0)?;
+        let queue = cpu::queue(plan.threads, plan.threads <= crate::system::num_cores(), plan.isa);
+        Self::on_queue(model, config, source, plan, queue)
+    }
+
+    /// The same on a device of the caller's choice.
+    pub(crate) fn on_queue(
+        model: Model,
+        config: RunConfig,
+        source: &WeightSource,
+        plan: RunPlan,
+        queue: Queue,
+    ) -> Result<Self> {
+        let optimizer_config = config.optimizer.as_ref().ok_or_else(|| {
+            config.error("optimizer is missing; training needs one, such as \"optimizer\": { \"type\": \"AdamW\" }")
+        })?;
+        let optimizer = plan::optimizer(&optimizer_config.rule);
+        let decays = |name: &str| !optimizer_config.no_decay.iter().any(|glob| plan::glob_matches(glob, name));
+        let state = TrainState::new(&model, source, &queue, plan.dtype, optimizer.as_ref(), &decays)?;
+        let (counters, pending) = Default::default();
+        Ok(Self { config, plan, queue, model, state, optimizer, counters, pending })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Every number of the run.
+    pub fn plan(&self) -> &RunPlan {
+        &self.plan
+    }
+
+    /// What has been done so far.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Trains as the run file says: to its last step, with evaluations, samples and checkpoints on the way.
+    ///
+    /// # Errors
+    /// Whatever stops a run; the last checkpoint stays.
+    pub fn train(&mut self, data: &TrainingData) -> Result<Outcome> {
+        self.train_watched(data, &mut Silent, &run::Stop::default())
+    }
+
+    /// The same with somebody watching, and a way to stop it.
+    ///
+    /// # Errors
+    /// As [`Engine::train`].
+    pub fn train_watched(
+        &mut self,
+        data: &TrainingData,
+        observer: &mut dyn Observer,
+        stop: &run::Stop,
+    ) -> Result<Outcome> {
+        run::train(self, data, observer, stop)
+    }
+
+    /// Settles the length of the run against the data.
+    pub(crate) fn resolve_steps(&mut self, epoch_samples: u64) -> Result<()> {
+        self.plan = RunPlan::resolve(&self.config, self.plan.sequence_length, epoch_samples)?;
+        Ok(())
+    }
+
+    /// One optimizer step over `train_batch_size` samples.
+    ///
+    /// # Errors
+    /// The loss is not finite, or the device failed.
+    pub fn train_batch(&mut self, samples: &[Sample]) -> Result<StepReport> {
+        for micro_batch in samples.chunks(self.plan.batch.micro_batch_size as usize) {
+            self.micro_batch(micro_batch)?;
+        }
+        self.step()
+    }
+
+    /// Forward and backward of one micro-batch; its gradients are added to those since the last [`Engine::step`].
+    ///
+    /// # Errors
+    /// A row is longer than the model's positions, or the device failed.
+    pub fn micro_batch(&mut self, samples: &[Sample]) -> Result<()> {
+        for sample in samples {
+            self.model.check_length(sample.input_ids.len())?;
+        }
+        let mut pending = std::mem::take(&mut self.pending);
+        let first_sample = pending.samples.len() as u32;
+        self.context().micro_batch(samples, first_sample, &mut pending.accumulated)?;
+        pending.samples.extend_from_slice(samples);
+        self.pending = pending;
+        Ok(())
+    }
+
+    /// Norm, clipping and update from what [`Engine::micro_batch`] has added.
+    ///
+    /// # Errors
+    /// The loss is not finite, or the device failed.
+    pub fn step(&mut self) -> Result<StepReport> {
+        let Pending { accumulated, samples } = std::mem::take(&mut self.pending);
+        let report = self.context().update(accumulated, &samples)?;
+        self.counters.step += 1;
+        self.counters.applied_steps += u64::from(!report.skipped);
+        self.counters.samples += samples.len() as u64;
+        self.counters.tokens += report.num_targets;
+        Ok(report)
+    }
+
+    /// The rate of the next step.
+    pub fn lr(&self) -> f64 {
+        self.plan.schedule.lr(self.counters.applied_steps)
+    }
+
+    fn context(&self) -> StepContext<'_> {
+        StepContext {
+            queue: &self.queue,
+            model: &self.model,
+            state: &self.state,
+            optimizer: self.optimizer.as_ref(),
+            dtype: self.plan.dtype,
+            step: self.counters.step + 1,
+            applied_step: self.counters.applied_steps + 1,
+            seed: self.config.run.seed,
+            nominal_targets: self.plan.nominal_targets(),
+            recompute: self.config.run.recompute,
+            lr: self.lr(),
+            weight_decay: self.plan.weight_decay,
+            gradient_clipping: self.config.gradient_clipping,
+            check_overflow: self.config.bf16.check_grad_overflow,
+        }
+    }
+
+    /// The mean loss over a whole dataset, in micro-batches, without dropout.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn evaluate(&self, dataset: &Dataset, observer: &mut dyn Observer) -> Result<Evaluation> {
+        run::evaluate(self, dataset, observer)
+    }
+
+    pub(crate) fn pass(&self) -> Pass<'_> {
+        Pass { model: &self.model, residency: &Resident }
+    }
+
+    /// Takes weights, optimizer state and counters from a checkpoint.
+    ///
+    /// # Errors
+    /// The checkpoint holds another model or optimizer, or is damaged.
+    pub fn load_checkpoint(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        let (held, own) = (&checkpoint.manifest().head.optimizer, self.optimizer.name());
+        if held != own {
+            return Err(TrainError::Request(format!(
+                "{}: the checkpoint was written with optimizer {held}; this run has {own}, and the optimizer may not change",
+                checkpoint.folder().display()
+            )));
+        }
+        for StateTensor { name, kind, tensor } in self.state.tensors(&self.model, self.optimizer.as_ref()) {
+            let values = checkpoint.read(kind, name)?;
+            if values.len() != tensor.shape().elements() {
+                return Err(TrainError::Request(format!(
+                    "{}: {kind} of {name} has {} elements; the model has {}",
+                    checkpoint.folder().display(),
+                    values.len(),
+                    tensor.shape()
+                )));
+            }
+            self.queue.write(tensor, &values)?;
+        }
+        self.state.refresh_compute(&self.queue)?;
+        self.counters = checkpoint.manifest().head.counters;
+        Ok(())
+    }
+}

@@ -1,0 +1,85 @@
+//! Why a run did not do what it was asked.
+
+use crate::config::ConfigError;
+use models::hf::HfError;
+use models::weights::WeightError;
+use ops::OpError;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Result of this crate.
+pub type Result<T, E = TrainError> = std::result::Result<T, E>;
+
+/// Why a run did not do what it was asked. Its text is one paragraph.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The run file is at fault.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The data are.
+    #[error(transparent)]
+    Data(#[from] data::DataError),
+    /// A model folder is.
+    #[error(transparent)]
+    Files(#[from] HfError),
+    /// A checkpoint could not be written or read.
+    #[error(transparent)]
+    Checkpoint(#[from] crate::checkpoint::CheckpointError),
+    /// A text could not be generated.
+    #[error(transparent)]
+    Generate(#[from] generate::GenerateError),
+    /// A model could not be loaded.
+    #[error(transparent)]
+    Load(#[from] generate::LoadError),
+    /// An op failed while the model ran.
+    #[error(transparent)]
+    Op(#[from] OpError),
+    /// The request cannot be carried out as it stands.
+    #[error("{0}")]
+    Request(String),
+    /// A file or folder of the run.
+    #[error("{}: cannot {action}: {source}", .path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// As the end of "cannot ...".
+        action: &'static str,
+        /// The system's words.
+        source: io::Error,
+    },
+    /// The loss is not a number any more.
+    #[error(
+        "step {step}: the loss is {loss}; the first block whose output is not finite is {block}. The run has stopped; \
+         nothing was written after the last checkpoint. Lower the learning rate, or clip gradients (gradient_clipping)"
+    )]
+    NonFinite {
+        /// Optimizer step, from 1.
+        step: u64,
+        /// The loss.
+        loss: f64,
+        /// The block's name.
+        block: String,
+    },
+}
+
+impl TrainError {
+    pub(crate) fn io(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { path, action, source }
+    }
+}
+
+impl From<WeightError> for TrainError {
+    fn from(error: WeightError) -> Self {
+        match error {
+            WeightError::Files(error) => Self::Files(error),
+            WeightError::Op(error) => Self::Op(error),
+        }
+    }
+}
+
+impl From<tensor::KernelError> for TrainError {
+    fn from(error: tensor::KernelError) -> Self {
+        Self::Op(error.into())
+    }
+}

@@ -1,0 +1,109 @@
+//! What a run tells whoever watches it: a progress bar, a log, a test.
+
+use crate::plan::RunPlan;
+use std::path::Path;
+
+/// Something that happened.
+#[derive(Clone, Copy, Debug)]
+pub enum Event<'a> {
+    /// Said once: a key without effect, a damaged checkpoint passed over.
+    Notice(&'a str),
+    /// Text is being tokenised into the cache.
+    Tokenizing {
+        /// The file or glob.
+        source: &'a str,
+        /// Bytes done.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// Everything is resolved; training begins at `plan.first_step`.
+    Started {
+        /// Every number.
+        plan: &'a RunPlan,
+        /// Numbers that are trained.
+        num_parameters: usize,
+        /// Steps that a checkpoint already holds.
+        done_steps: u64,
+    },
+    /// A step is done.
+    Step(&'a StepMetrics),
+    /// An evaluation has looked at so many samples of so many.
+    Evaluating {
+        /// Samples done.
+        done: u64,
+        /// Samples in all.
+        total: u64,
+    },
+    /// An evaluation is done.
+    Evaluated {
+        /// After this step.
+        step: u64,
+        /// Mean over counted targets.
+        loss: f64,
+        /// `exp(loss)`.
+        perplexity: f64,
+    },
+    /// Text that the model makes now.
+    Sample {
+        /// After this step.
+        step: u64,
+        /// Prompt and what came of it.
+        text: &'a str,
+        /// The run is over.
+        last: bool,
+    },
+    /// A checkpoint is safely on disk.
+    Saved {
+        /// Its folder.
+        path: &'a Path,
+    },
+    /// The final model is on disk.
+    Exported {
+        /// A Hugging Face folder.
+        path: &'a Path,
+    },
+}
+
+/// One line of `metrics.jsonl`.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct StepMetrics {
+    /// From 1.
+    pub step: u64,
+    /// Mean over counted targets, before the update.
+    pub loss: f64,
+    /// Used in this step.
+    pub lr: f64,
+    /// Before clipping; null where it is not finite.
+    pub grad_norm: Option<f64>,
+    /// Counted targets since the start of the run.
+    pub tokens: u64,
+    /// Of this step.
+    pub tokens_per_second: f64,
+    /// Of this step.
+    pub step_seconds: f64,
+    /// Highest resident memory of the process, as the system saw it.
+    pub peak_memory_bytes: u64,
+    /// Only there when the update was not applied.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub skipped: bool,
+}
+
+/// Watches a run.
+pub trait Observer {
+    /// Something happened.
+    fn on(&mut self, event: Event<'_>);
+}
+
+/// Watches nothing.
+pub struct Silent;
+
+impl Observer for Silent {
+    fn on(&mut self, _: Event<'_>) {}
+}
+
+impl<F: FnMut(Event<'_>)> Observer for F {
+    fn on(&mut self, event: Event<'_>) {
+        self(event);
+    }
+}

@@ -1,0 +1,72 @@
+//! A trained model as a Hugging Face folder.
+
+use crate::engine::Engine;
+use crate::error::{Result, TrainError};
+use bytemuck::cast_slice;
+use data::Tokenizer;
+use models::ModelConfig;
+use models::hf::{Dtype, GenerationConfig, WeightSpec, WeightWriter, write_json};
+use std::borrow::Cow;
+use std::path::Path;
+use tensor::{DType, bf16};
+
+/// Weights by name in the order of a model, read one at a time.
+pub(crate) struct Export<'a> {
+    pub(crate) config: Option<&'a ModelConfig>,
+    pub(crate) tokenizer: Option<&'a Tokenizer>,
+    /// Name and shape.
+    pub(crate) weights: Vec<(&'a str, Vec<usize>)>,
+    /// The format of the file: F32 or BF16.
+    pub(crate) dtype: DType,
+}
+
+impl Export<'_> {
+    /// Writes config, generation defaults, tokenizer and weights. Weights come last: a folder with them is complete.
+    pub(crate) fn write(&self, folder: &Path, read: &mut dyn FnMut(&str) -> Result<Vec<f32>>) -> Result<()> {
+        std::fs::create_dir_all(folder).map_err(TrainError::io(folder, "create"))?;
+        let dtype = if self.dtype == DType::BF16 { Dtype::BF16 } else { Dtype::F32 };
+        if let Some(config) = self.config {
+            write_json(&folder.join("config.json"), &config.to_hf_json(dtype))?;
+            let tokens = &config.tokens;
+            let defaults = GenerationConfig::for_tokens(tokens.bos, &tokens.eos, tokens.pad);
+            write_json(&folder.join("generation_config.json"), &defaults.to_hf_json())?;
+        }
+        if let Some(tokenizer) = self.tokenizer {
+            tokenizer.save(folder)?;
+        }
+        let specs: Vec<WeightSpec> = (self.weights.iter())
+            .map(|(name, shape)| WeightSpec { name: (*name).to_owned(), dtype, shape: shape.clone() })
+            .collect();
+        WeightWriter::new(folder).write(&specs, |name| -> Result<Cow<'_, [u8]>> {
+            let values = read(name)?;
+            Ok(Cow::Owned(match dtype {
+                Dtype::BF16 => {
+                    let rounded: Vec<bf16> = values.into_iter().map(bf16::from_f32).collect();
+                    cast_slice(&rounded).to_vec()
+                }
+                _ => cast_slice(&values).to_vec(),
+            }))
+        })?;
+        Ok(())
+    }
+}
+
+impl Engine {
+    /// Writes the model as a Hugging Face folder that Transformers loads as it is, in the run's compute format.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub fn save_pretrained(&self, folder: &Path, tokenizer: Option<&Tokenizer>) -> Result<()> {
+        let masters: Vec<_> = self.state.masters(&self.model).collect();
+        let export = Export {
+            config: self.model.config.as_ref(),
+            tokenizer,
+            weights: masters.iter().map(|(spec, _)| (spec.name.as_str(), spec.shape().dims().to_vec())).collect(),
+            dtype: self.plan.dtype,
+        };
+        export.write(folder, &mut |name| {
+            let (_, master) = masters.iter().find(|(spec, _)| spec.name == name).expect("a name of the export");
+            Ok(self.queue.read(master)?)
+        })
+    }
+}

@@ -1,0 +1,157 @@
+//! What follows from a run file: every number final, every refusal behind us.
+
+pub mod batch;
+pub mod report;
+
+use crate::config::{ConfigError, OptimizerRule, RunConfig, RunLength};
+use crate::system::num_cores;
+use batch::Batch;
+use optim::schedule::Schedule;
+use optim::{AdamW, Optimizer, Sgd};
+use serde_json::{Value, json};
+use tensor::{DType, Isa};
+
+/// A run with every number final.
+#[derive(Clone, Debug)]
+pub struct RunPlan {
+    /// Samples a step, a micro-batch, and how many micro-batches.
+    pub batch: Batch,
+    /// Tokens of a full row.
+    pub sequence_length: usize,
+    /// Optimizer steps of the whole run.
+    pub steps: u64,
+    /// The format of activations and compute copies.
+    pub dtype: DType,
+    /// The rate of every step.
+    pub schedule: Schedule,
+    /// On weights that decay.
+    pub weight_decay: f64,
+    /// Threads of this rank.
+    pub threads: usize,
+    /// The highest instruction set kernels use.
+    pub isa: Isa,
+}
+
+/// Tokens of a row when neither the run file nor the model says less.
+const DEFAULT_SEQUENCE_LENGTH: usize = 1024;
+
+/// The row length of a run: the file's, else the smaller of 1024 and the model's.
+pub fn sequence_length(config: &RunConfig, max_positions: Option<usize>) -> Result<usize, ConfigError> {
+    let given = config.data.as_ref().and_then(|data| data.sequence_length);
+    match (given, max_positions) {
+        (Some(given), Some(max)) if given > max => Err(config.error(format!(
+            "data.sequence_length is {given}; it must be at most {max}, the positions of the model"
+        ))),
+        (Some(0), _) => Err(config.error("data.sequence_length is 0; it must be at least 1")),
+        (Some(given), _) => Ok(given),
+        (None, max) => Ok(max.map_or(DEFAULT_SEQUENCE_LENGTH, |max| max.min(DEFAULT_SEQUENCE_LENGTH))),
+    }
+}
+
+impl RunPlan {
+    /// Resolves a run on one rank.
+    ///
+    /// `epoch_samples`: samples of the training data, for runs measured in epochs; 0 where there are no data yet.
+    pub fn resolve(config: &RunConfig, sequence_length: usize, epoch_samples: u64) -> Result<Self, ConfigError> {
+        let batch = Batch::of(config, 1)?;
+        let per_step = batch.train_batch_size;
+        let steps = match config.length() {
+            RunLength::Steps(steps) => steps,
+            RunLength::Tokens(tokens) => tokens.div_ceil(per_step * sequence_length as u64),
+            RunLength::Epochs(epochs) => (epochs * epoch_samples as f64 / per_step as f64).ceil() as u64,
+        };
+        let rule = config.optimizer.as_ref().map(|optimizer| &optimizer.rule);
+        let isa = match &config.run.isa {
+            None => Isa::detect(),
+            Some(name) => Isa::at_most(name).ok_or_else(|| {
+                config.error(format!("run.isa is {name:?}; it must be one of {}", Isa::NAMES.join(", ")))
+            })?,
+        };
+        Ok(Self {
+            batch,
+            sequence_length,
+            steps,
+            dtype: if config.bf16.enabled { DType::BF16 } else { DType::F32 },
+            schedule: config.schedule(rule.map_or(0.0, OptimizerRule::lr), steps),
+            weight_decay: rule.map_or(0.0, weight_decay),
+            threads: if config.run.threads == 0 { num_cores() } else { config.run.threads },
+            isa,
+        })
+    }
+
+    /// Targets of a step whose rows are all full.
+    pub fn nominal_targets(&self) -> u64 {
+        self.batch.train_batch_size * self.sequence_length as u64
+    }
+
+    /// The whole configuration with what the plan derived, nested as in the file.
+    pub fn resolved(&self, config: &RunConfig) -> Value {
+        let mut derived = self.batch.derived().to_vec();
+        derived.push(("run.threads", json!(self.threads)));
+        derived.push(("run.isa", json!(self.isa.to_string())));
+        if config.data.is_some() {
+            derived.push(("data.sequence_length", json!(self.sequence_length)));
+        }
+        if self.steps > 0 {
+            // One length only, so that run.json is a run file again.
+            derived.extend([("run.steps", json!(self.steps)), ("run.epochs", Value::Null), ("run.tokens", Value::Null)]);
+        }
+        config.resolved(&derived)
+    }
+}
+
+fn weight_decay(rule: &OptimizerRule) -> f64 {
+    match rule {
+        OptimizerRule::Adam(params) | OptimizerRule::AdamW(params) => params.weight_decay,
+        OptimizerRule::Sgd(params) => params.weight_decay,
+    }
+}
+
+/// The update rule that the run file names.
+pub fn optimizer(rule: &OptimizerRule) -> Box<dyn Optimizer> {
+    match rule {
+        OptimizerRule::Adam(params) | OptimizerRule::AdamW(params) => Box::new(AdamW {
+            beta1: params.betas[0],
+            beta2: params.betas[1],
+            eps: params.eps,
+            decoupled: rule.decoupled_decay(),
+            bias_correction: params.bias_correction,
+        }),
+        OptimizerRule::Sgd(params) => Box::new(Sgd { momentum: params.momentum, nesterov: params.nesterov }),
+    }
+}
+
+/// Whether `name` matches a glob of `*` (any run of characters) and `?` (one).
+pub fn glob_matches(pattern: &str, name: &str) -> bool {
+    match pattern.chars().next() {
+        None => name.is_empty(),
+        Some('*') => {
+            let rest = &pattern[1..];
+            name.char_indices().map(|(at, _)| at).chain([name.len()]).any(|at| glob_matches(rest, &name[at..]))
+        }
+        Some(first) => {
+            let mut characters = name.chars();
+            let matches = characters.next().is_some_and(|c| first == '?' || first == c);
+            matches && glob_matches(&pattern[first.len_utf8()..], characters.as_str())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn globs_over_weight_names_match_runs_and_single_characters() {
+        for (pattern, name, want) in [
+            ("*norm*", "model.layers.0.input_layernorm.weight", true),
+            ("*bias", "transformer.h.0.attn.c_attn.bias", true),
+            ("*bias", "transformer.h.0.attn.bias_like", false),
+            ("h.?.ln", "h.3.ln", true),
+            ("h.?.ln", "h.13.ln", false),
+            ("*", "", true),
+        ] {
+            assert_eq!(glob_matches(pattern, name), want, "{pattern} {name}");
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! MODEL on the command line, checkpoints included: what `eval`, `score`, `generate` and `export` open.
+
+use crate::checkpoint::{self, Checkpoint};
+use crate::error::{Result, TrainError};
+use crate::export::Export;
+use data::Tokenizer;
+use generate::{LoadOptions, LoadedModel, ModelLocation, locate};
+use models::ModelConfig;
+use models::hf::{GenerationConfig, HfError};
+use models::weights::WeightSource;
+use std::path::Path;
+use tensor::DType;
+
+/// Loads a Hugging Face folder, a checkpoint, or what a run left in its output folder.
+///
+/// # Errors
+/// There is no model at the path, or something about it is wrong.
+pub fn open(path: &Path, options: LoadOptions) -> Result<LoadedModel> {
+    let ModelLocation::Checkpoint(folder) = locate(path)? else { return Ok(LoadedModel::open(path, options)?) };
+    let checkpoint = Checkpoint::open(&folder)?;
+    let (config, tokenizer) = parts(&checkpoint)?;
+    let tokens = &config.tokens;
+    let generation = GenerationConfig::for_tokens(tokens.bos, &tokens.eos, tokens.pad);
+    let weights = |_: &models::Model| {
+        Ok(WeightSource::Reader(Box::new(move |spec, range| {
+            let values = checkpoint.read_range("weight", &spec.name, range);
+            values.map_err(|error| HfError::Damaged { path: folder.clone(), problem: error.to_string() })
+        })))
+    };
+    Ok(LoadedModel::from_parts(config, tokenizer, generation, weights, options)?)
+}
+
+/// Writes a Hugging Face folder from any checkpoint, whatever mesh wrote it.
+///
+/// # Errors
+/// `from` is no checkpoint, or the folder cannot be written.
+pub fn export(from: &Path, to: &Path, dtype: Option<DType>) -> Result<()> {
+    let checkpoint = checkpoint::open_any(from)?.ok_or_else(|| {
+        TrainError::Request(format!(
+            "{}: there is no checkpoint here; give a folder such as OUTPUT/checkpoints/step-00000500, or a run's output",
+            from.display()
+        ))
+    })?;
+    if to.exists() {
+        return Err(TrainError::Request(format!("{}: already exists; give a folder that does not", to.display())));
+    }
+    let (config, tokenizer) = parts(&checkpoint)?;
+    let trained_in_bf16 = checkpoint.manifest().head.config["bf16"]["enabled"] == true;
+    let tensors = checkpoint.manifest().tensors.iter().filter(|tensor| tensor.kind == "weight");
+    let export = Export {
+        config: Some(&config),
+        tokenizer: tokenizer.as_ref(),
+        weights: tensors.map(|tensor| (tensor.name.as_str(), tensor.shape.clone())).collect(),
+        dtype: dtype.unwrap_or(if trained_in_bf16 { DType::BF16 } else { DType::F32 }),
+    };
+    export.write(to, &mut |name| Ok(checkpoint.read("weight", name)?))
+}
+
+/// The model's configuration, and the tokenizer of the run the checkpoint lies in.
+fn parts(checkpoint: &Checkpoint) -> Result<(ModelConfig, Option<Tokenizer>)> {
+    let (folder, model) = (checkpoint.folder(), &checkpoint.manifest().head.model);
+    if model.is_null() {
+        return Err(TrainError::Request(format!(
+            "{}: the checkpoint is of a model of a user's own, which only the program that defined it can build",
+            folder.display()
+        )));
+    }
+    let place = folder.join("manifest.json").display().to_string();
+    let config = ModelConfig::from_json(model, &place).map_err(HfError::from)?;
+    // OUTPUT/checkpoints/step-N: the tokenizer lies in OUTPUT.
+    let output = folder.parent().and_then(Path::parent);
+    let file = output.map(|output| output.join("tokenizer.json")).filter(|file| file.exists());
+    let tokenizer = file.map(|file| Tokenizer::load(&file)).transpose()?;
+    Ok((config, tokenizer))
+}

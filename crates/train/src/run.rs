@@ -1,0 +1,398 @@
+//! A whole run: from a run file to a trained model in its output folder.
+//!
+//! # Order of events
+//! 1. [`Run::prepare`] reads model, tokenizer and data, resolves the plan, holds weights against the model and looks at the
+//!    output folder. Whatever is wrong with the request is found here; nothing has been written yet.
+//! 2. [`Run::execute`] makes the folder, writes `run.json`, and loads the newest checkpoint when resuming.
+//! 3. Per step: batch, update, a line of metrics; then, where due, evaluation, sample, checkpoint, in this order, so that a
+//!    checkpoint stands behind everything the lines before it say.
+//! 4. At the end, or after a signal, a last checkpoint; at the end also evaluation, `model/` and a sample.
+//!
+//! # Invariants
+//! - A batch is a function of the samples consumed, dropout of (seed, step): a resumed run goes on bit for bit.
+//! - A signal only sets a flag; the step under way is finished first.
+
+use crate::checkpoint::{self, Checkpoint, Head, Loader, Rng, TensorSpec};
+use crate::config::RunConfig;
+use crate::engine::Engine;
+use crate::error::{Result, TrainError};
+use crate::event::{Event, Observer, StepMetrics};
+use crate::metrics::MetricsFile;
+use crate::model_source::ModelOrigin;
+use crate::output::Output;
+use crate::plan::{self, RunPlan};
+use crate::state::StateTensor;
+use crate::system::peak_resident_bytes;
+use crate::training_data::TrainingData;
+use data::Dataset;
+use generate::{Evaluation, Forward, GenerateOptions, Sampling, TOKENS_PER_PASS};
+use models::Resident;
+use ops::Single;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All steps are done.
+    Finished,
+    /// A signal came; a checkpoint holds everything.
+    Interrupted {
+        /// Its number.
+        signal: usize,
+    },
+}
+
+/// Asks a run to stop after the step under way. Cloning shares it; 0 means: go on.
+#[derive(Clone, Debug, Default)]
+pub struct Stop(pub Arc<AtomicUsize>);
+
+impl Stop {
+    fn signal(&self) -> Option<usize> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|&signal| signal != 0)
+    }
+}
+
+/// A run that has been checked and not begun.
+pub struct Run {
+    engine: Engine,
+    data: TrainingData,
+    output: Output,
+    resumed: Option<Checkpoint>,
+}
+
+impl Run {
+    /// Checks everything that can be wrong with a request and loads the model; writes nothing in the output folder.
+    ///
+    /// # Errors
+    /// What is wrong, as one paragraph.
+    pub fn prepare(config: RunConfig, resume: bool, observer: &mut dyn Observer) -> Result<Self> {
+        let (source, ..) = config.for_training()?;
+        let output = Output::new(&config.run.output);
+        if !resume {
+            output.check_free()?;
+        }
+        let mut origin = ModelOrigin::open(&config, source)?;
+        let max_positions = Some(origin.config.max_positions());
+        let (own, vocab_size) = (origin.tokenizer.clone(), origin.config.vocab_size);
+        // The batch sizes and the instruction set are refused before the data are read.
+        RunPlan::resolve(&config, plan::sequence_length(&config, max_positions)?, 0)?;
+        let data = TrainingData::open(&config, own.as_ref(), max_positions, vocab_size, observer)?;
+        let model = origin.build(data.tokenizer.as_ref(), positions(&config, &origin, &data))?;
+        let weights = origin.weights(&model, config.run.seed)?;
+        for notice in config.notices() {
+            observer.on(Event::Notice(&notice));
+        }
+        let resumed = if resume { newest(&output, observer)? } else { None };
+        let mut engine = Engine::with_weights(model, config, &weights)?;
+        engine.resolve_steps(data.loader.epoch_samples())?;
+        if let Some(checkpoint) = &resumed {
+            check_same_run(&engine, &data, checkpoint, observer)?;
+            engine.load_checkpoint(checkpoint)?;
+        }
+        Ok(Self { engine, data, output, resumed })
+    }
+
+    /// Every number of the run.
+    pub fn plan(&self) -> &RunPlan {
+        self.engine.plan()
+    }
+
+    /// Trains to the end, or until a signal.
+    ///
+    /// # Errors
+    /// Whatever stops a run; the last checkpoint stays.
+    pub fn execute(mut self, observer: &mut dyn Observer, stop: &Stop) -> Result<Outcome> {
+        let resumed_at = self.resumed.take().map(|_| self.engine.counters.step);
+        Loop::begin(&mut self.engine, &self.data, self.output, resumed_at)?.run(observer, stop)
+    }
+}
+
+/// Rows of the rotary tables: samples may run to the model's limit, or as far as a row and a sample do.
+fn positions(config: &RunConfig, origin: &ModelOrigin, data: &TrainingData) -> usize {
+    let longest = data.sequence_length.max(config.run.sample_tokens + SAMPLE_PROMPT_ROOM);
+    longest.min(origin.config.max_positions())
+}
+
+/// Positions set aside for the prompt of samples.
+const SAMPLE_PROMPT_ROOM: usize = 1024;
+
+/// A fresh run of an engine: what [`Engine::train`] does.
+pub(crate) fn train(
+    engine: &mut Engine,
+    data: &TrainingData,
+    observer: &mut dyn Observer,
+    stop: &Stop,
+) -> Result<Outcome> {
+    let output = Output::new(&engine.config.run.output);
+    output.check_free()?;
+    engine.resolve_steps(data.loader.epoch_samples())?;
+    Loop::begin(engine, data, output, None)?.run(observer, stop)
+}
+
+fn newest(output: &Output, observer: &mut dyn Observer) -> Result<Option<Checkpoint>> {
+    let Some((checkpoint, notices)) = output.newest_checkpoint()? else {
+        observer.on(Event::Notice("there is no checkpoint to resume from; the run starts from the beginning"));
+        return Ok(None);
+    };
+    for notice in notices {
+        observer.on(Event::Notice(&notice));
+    }
+    Ok(Some(checkpoint))
+}
+
+/// Refuses to go on with another model, other data or another seed, and lists what else has changed.
+fn check_same_run(
+    engine: &Engine,
+    data: &TrainingData,
+    checkpoint: &Checkpoint,
+    observer: &mut dyn Observer,
+) -> Result<()> {
+    let head = &checkpoint.manifest().head;
+    let refuse = |what: &str, held: &dyn std::fmt::Display, own: &dyn std::fmt::Display| {
+        let folder = checkpoint.folder().display();
+        let rule = "model, data, seed and optimizer type may not change between runs; start a new run.output for them";
+        Err(TrainError::Request(format!("{folder}: the checkpoint has {what} {held}, this run {own}; {rule}")))
+    };
+    let model = model_json(engine);
+    if head.model != model {
+        return refuse("the model", &head.model, &model);
+    }
+    let own = fingerprint(data);
+    if head.loader.fingerprint != own {
+        return refuse("data", &head.loader.fingerprint, &own);
+    }
+    if head.rng.seed != engine.config.run.seed {
+        return refuse("run.seed", &head.rng.seed, &engine.config.run.seed);
+    }
+    let mut changes = Vec::new();
+    list_changes("", &head.config, &engine.plan.resolved(&engine.config), &mut changes);
+    if !changes.is_empty() {
+        observer.on(Event::Notice(&format!("changed since the checkpoint: {}", changes.join("; "))));
+    }
+    Ok(())
+}
+
+fn list_changes(path: &str, held: &Value, own: &Value, changes: &mut Vec<String>) {
+    match (held, own) {
+        (Value::Object(held), Value::Object(own)) => {
+            for (key, value) in own {
+                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                list_changes(&path, held.get(key).unwrap_or(&Value::Null), value, changes);
+            }
+        }
+        _ if held != own => changes.push(format!("{path}: {held} -> {own}")),
+        _ => {}
+    }
+}
+
+fn model_json(engine: &Engine) -> Value {
+    engine.model.config.as_ref().map_or(Value::Null, |config| config.to_hf_json(models::hf::Dtype::F32))
+}
+
+/// What tells one set of training samples from another: sizes, tokenizer, and some of the samples themselves.
+fn fingerprint(data: &TrainingData) -> String {
+    let dataset = data.loader.dataset();
+    let samples = dataset.num_samples();
+    let mut checksum = 0;
+    for index in 0..samples.min(16) {
+        let sample = dataset.get(index * (samples - 1) / samples.min(16).saturating_sub(1).max(1));
+        for id in sample.input_ids {
+            checksum = crc32c::crc32c_append(checksum, &id.to_le_bytes());
+        }
+    }
+    let tokenizer = data.tokenizer.as_ref().map_or(0, |tokenizer| crc32c::crc32c(&tokenizer.hash()));
+    format!(
+        "{} tokens in {samples} samples of {}, tokenizer {tokenizer:08x}, content {checksum:08x}",
+        dataset.num_tokens(),
+        data.sequence_length
+    )
+}
+
+/// The mean loss over a whole dataset, with its progress told.
+pub(crate) fn evaluate(engine: &Engine, dataset: &Dataset, observer: &mut dyn Observer) -> Result<Evaluation> {
+    let total = dataset.num_samples();
+    let samples = (0..total).map(|index| {
+        observer.on(Event::Evaluating { done: index, total });
+        dataset.get(index)
+    });
+    let sum = generate::evaluate(&forward(engine), samples, TOKENS_PER_PASS)?;
+    sum.evaluation(dataset.text_bytes())
+        .ok_or_else(|| TrainError::Request("the validation data have no target that counts".to_owned()))
+}
+
+fn forward(engine: &Engine) -> Forward<'_> {
+    Forward {
+        queue: &engine.queue,
+        model: &engine.model,
+        params: &engine.state.store,
+        regions: &Single,
+        residency: &Resident,
+        dtype: engine.plan.dtype,
+        positions: engine.model.max_positions.unwrap_or(usize::MAX),
+    }
+}
+
+/// The steps of a run.
+struct Loop<'a> {
+    engine: &'a mut Engine,
+    data: &'a TrainingData,
+    output: Output,
+    metrics: MetricsFile,
+    /// The last step whose evaluation, sample or checkpoint was made.
+    evaluated: Option<u64>,
+    saved: Option<u64>,
+}
+
+impl<'a> Loop<'a> {
+    /// Makes the output folder, `run.json` and the metrics file. `resumed_at`: the step of the checkpoint that was loaded.
+    fn begin(
+        engine: &'a mut Engine,
+        data: &'a TrainingData,
+        output: Output,
+        resumed_at: Option<u64>,
+    ) -> Result<Self> {
+        output.create()?;
+        models::hf::write_json(&output.run_json(), &engine.plan.resolved(&engine.config))?;
+        // A checkpoint alone does not say how text became tokens.
+        if let Some(tokenizer) = &data.tokenizer {
+            tokenizer.save(output.folder())?;
+        }
+        let path = output.metrics();
+        let metrics = match resumed_at {
+            Some(step) => MetricsFile::resume(&path, step)?,
+            None => MetricsFile::create(&path)?,
+        };
+        Ok(Self { engine, data, output, metrics, evaluated: None, saved: resumed_at })
+    }
+
+    fn run(mut self, observer: &mut dyn Observer, stop: &Stop) -> Result<Outcome> {
+        let (num_parameters, done_steps) = (self.engine.model.num_parameters(), self.engine.counters.step);
+        observer.on(Event::Started { plan: &self.engine.plan, num_parameters, done_steps });
+        let (every, steps) = (self.engine.config.run.clone(), self.engine.plan.steps);
+        while self.engine.counters.step < steps {
+            if let Some(signal) = stop.signal() {
+                self.save(observer)?;
+                return Ok(Outcome::Interrupted { signal });
+            }
+            self.step(observer)?;
+            let due = |every: u64| every > 0 && self.engine.counters.step.is_multiple_of(every);
+            let (eval_due, sample_due, save_due) =
+                (due(every.eval_every), due(every.sample_every), due(every.checkpoint_every));
+            let last = self.engine.counters.step == steps;
+            if eval_due || last {
+                self.evaluate(observer)?;
+            }
+            if sample_due && !last {
+                self.sample(observer)?;
+            }
+            if save_due && !last {
+                self.save(observer)?;
+            }
+        }
+        self.save(observer)?;
+        let path = self.output.model();
+        self.engine.save_pretrained(&path, self.data.tokenizer.as_ref())?;
+        observer.on(Event::Exported { path: &path });
+        self.sample(observer)?;
+        Ok(Outcome::Finished)
+    }
+
+    fn step(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        let start = Instant::now();
+        let engine = &mut *self.engine;
+        let count = engine.plan.batch.train_batch_size as usize;
+        let samples = self.data.loader.batch(engine.counters.samples, count);
+        let lr = engine.lr();
+        let report = engine.train_batch(&samples)?;
+        let step_seconds = start.elapsed().as_secs_f64();
+        let metrics = StepMetrics {
+            step: engine.counters.step,
+            loss: report.loss,
+            lr,
+            grad_norm: Some(report.grad_norm).filter(|norm| norm.is_finite()),
+            tokens: engine.counters.tokens,
+            tokens_per_second: report.num_targets as f64 / step_seconds,
+            step_seconds,
+            peak_memory_bytes: peak_resident_bytes(),
+            skipped: report.skipped,
+        };
+        self.metrics.append(&json!(metrics))?;
+        if report.skipped {
+            let notice = format!("step {}: a gradient is not finite; the update was skipped", metrics.step);
+            observer.on(Event::Notice(&notice));
+        }
+        observer.on(Event::Step(&metrics));
+        Ok(())
+    }
+
+    fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        let step = self.engine.counters.step;
+        let Some(dataset) = self.data.validation.as_ref().filter(|_| self.evaluated != Some(step)) else {
+            return Ok(());
+        };
+        let Evaluation { loss, perplexity, tokens, .. } = evaluate(self.engine, dataset, observer)?;
+        self.metrics.append(&json!({"step": step, "eval_loss": loss, "eval_perplexity": perplexity, "eval_tokens": tokens}))?;
+        observer.on(Event::Evaluated { step, loss, perplexity });
+        self.evaluated = Some(step);
+        Ok(())
+    }
+
+    /// Goes on from the prompt, if the run has one and its data a tokenizer.
+    fn sample(&self, observer: &mut dyn Observer) -> Result<()> {
+        let engine = &*self.engine;
+        let (Some(prompt), Some(tokenizer)) = (&engine.config.run.sample_prompt, &self.data.tokenizer) else {
+            return Ok(());
+        };
+        let step = engine.counters.step;
+        let options = GenerateOptions {
+            max_new_tokens: engine.config.run.sample_tokens,
+            sampling: Sampling::default(),
+            seed: engine.config.run.seed.wrapping_add(step),
+            bos: None,
+            eos: tokenizer.end_of_text().into_iter().collect(),
+        };
+        let tokens = tokenizer.encode(prompt)?;
+        let made = generate::generate(forward(engine), Some(tokenizer), &tokens, options, |_| ControlFlow::Continue(()))?;
+        let made = made.text.unwrap_or_default();
+        let last = step == engine.plan.steps;
+        observer.on(Event::Sample { step, text: &format!("{prompt}{made}"), last });
+        Ok(())
+    }
+
+    fn save(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        let (engine, step) = (&*self.engine, self.engine.counters.step);
+        if self.saved == Some(step) {
+            return Ok(());
+        }
+        let head = Head {
+            counters: engine.counters,
+            loader: Loader { samples: engine.counters.samples, fingerprint: fingerprint(self.data) },
+            rng: Rng { seed: engine.config.run.seed },
+            mesh: BTreeMap::from([("data".to_owned(), 1)]),
+            config: engine.plan.resolved(&engine.config),
+            model: model_json(engine),
+            optimizer: engine.optimizer.name().to_owned(),
+        };
+        let tensors: Vec<StateTensor<'_>> = engine.state.tensors(&engine.model, engine.optimizer.as_ref());
+        let specs: Vec<TensorSpec> = (tensors.iter())
+            .map(|StateTensor { name, kind, tensor }| {
+                let (shape, elements) = (tensor.shape().dims().to_vec(), tensor.shape().elements());
+                let (name, kind) = ((*name).to_owned(), (*kind).to_owned());
+                TensorSpec { name, kind, shape, runs: vec![0..elements] }
+            })
+            .collect();
+        let folder = self.output.checkpoints();
+        let path = checkpoint::write(&folder, &head, &specs, &mut |index| -> Result<Vec<f32>> {
+            Ok(engine.queue.read(tensors[index].tensor)?)
+        })?;
+        checkpoint::prune(&folder, engine.config.run.keep_checkpoints)?;
+        observer.on(Event::Saved { path: &path });
+        self.saved = Some(step);
+        Ok(())
+    }
+}

@@ -1,0 +1,145 @@
+//! One optimizer step: run the schedule of micro-batches, norm and count, update, report.
+//!
+//! # Invariants
+//! - Every gradient is a sum: each micro-batch seeds its backward with the constant `-1 / (train_batch_size x
+//!   sequence_length)`. The step's mean over *counted* targets comes in at the end, as the factor nominal / counted, so
+//!   accumulation is exact by token count whatever each micro-batch holds.
+//! - The host reads the device once, after the last micro-batch.
+
+use crate::error::{Result, TrainError};
+use crate::grad_norm::{clip_factor, grad_norm};
+use crate::state::TrainState;
+use generate::to_batch;
+use models::{Model, Pass, Resident};
+use ops::{Batch, Cost, Env, HeadRequest, Single};
+use optim::{Optimizer, Step};
+use tensor::{DType, Queue, Tensor};
+
+/// What a step is told.
+pub struct StepContext<'a> {
+    /// The device.
+    pub queue: &'a Queue,
+    /// The model.
+    pub model: &'a Model,
+    /// Its weights.
+    pub state: &'a TrainState,
+    /// The update rule.
+    pub optimizer: &'a dyn Optimizer,
+    /// The format of activations.
+    pub dtype: DType,
+    /// Optimizer step, from 1.
+    pub step: u64,
+    /// Updates applied so far, this one included.
+    pub applied_step: u64,
+    /// Seed of dropout.
+    pub seed: u64,
+    /// `train_batch_size x sequence_length`.
+    pub nominal_targets: u64,
+    /// Keep only what flows between blocks.
+    pub recompute: bool,
+    /// After the schedule.
+    pub lr: f64,
+    /// Falls on the weights that decay.
+    pub weight_decay: f64,
+    /// Largest norm of the gradient; 0: any.
+    pub gradient_clipping: f64,
+    /// Skip the update when a gradient is not finite.
+    pub check_overflow: bool,
+}
+
+/// What a step did.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepReport {
+    /// Mean over counted targets, before the update.
+    pub loss: f64,
+    /// Norm of the mean gradient, before clipping.
+    pub grad_norm: f64,
+    /// Targets that counted.
+    pub num_targets: u64,
+    /// The update was not applied: a gradient was not finite.
+    pub skipped: bool,
+    /// Of the forward passes.
+    pub cost: Cost,
+}
+
+/// What has been accumulated since the last update: a user's own loop holds one.
+#[derive(Default)]
+pub struct Accumulated {
+    logprobs: Vec<Tensor>,
+    num_targets: u64,
+    cost: Cost,
+}
+
+impl StepContext<'_> {
+    /// Forward and backward of one micro-batch. `first_sample`: the number of its first sample in the global batch.
+    pub fn micro_batch(&self, samples: &[data::Sample], first_sample: u32, so_far: &mut Accumulated) -> Result<()> {
+        let batch = to_batch(self.queue, samples, first_sample)?;
+        if so_far.logprobs.is_empty() {
+            self.state.store.clear_gradients();
+        }
+        if batch.num_tokens == 0 {
+            return Ok(());
+        }
+        let seed = -1.0 / self.nominal_targets as f32;
+        let (logprobs, cost) = self.pass().forward_backward(&self.env(&batch, Some(seed)), 0.0, self.recompute)?;
+        so_far.logprobs.push(logprobs);
+        so_far.num_targets += batch.num_targets as u64;
+        so_far.cost += cost;
+        Ok(())
+    }
+
+    /// Norm, clipping and update. `samples`: the micro-batches again, to find where a loss stopped being finite.
+    pub fn update(&self, so_far: Accumulated, samples: &[data::Sample]) -> Result<StepReport> {
+        let Accumulated { logprobs, num_targets, cost } = so_far;
+        let mut sum = 0.0f64;
+        for logprobs in &logprobs {
+            sum += self.queue.read::<f32>(logprobs)?.into_iter().map(f64::from).sum::<f64>();
+        }
+        if num_targets == 0 {
+            return Err(TrainError::Request(format!("step {}: the batch has no target that counts", self.step)));
+        }
+        let loss = -sum / num_targets as f64;
+        if !loss.is_finite() {
+            let block = self.first_non_finite(samples)?;
+            return Err(TrainError::NonFinite { step: self.step, loss, block });
+        }
+        let to_mean = self.nominal_targets as f64 / num_targets as f64;
+        let norm = to_mean * grad_norm(self.queue, &self.state.store.gradients(self.queue)?)?;
+        let skipped = self.check_overflow && !norm.is_finite();
+        if !skipped {
+            let grad_scale = (to_mean * clip_factor(norm, self.gradient_clipping)) as f32;
+            let Self { lr, weight_decay, applied_step, .. } = *self;
+            let at = Step { step: applied_step, lr, weight_decay, grad_scale };
+            self.state.update(self.queue, self.optimizer, &at)?;
+        }
+        Ok(StepReport { loss, grad_norm: norm, num_targets, skipped, cost })
+    }
+
+    fn pass(&self) -> Pass<'_> {
+        Pass { model: self.model, residency: &Resident }
+    }
+
+    fn env<'a>(&'a self, batch: &'a Batch, seed: Option<f32>) -> Env<'a> {
+        Env {
+            queue: self.queue,
+            params: &self.state.store,
+            regions: &Single,
+            batch,
+            dtype: self.dtype,
+            head: HeadRequest::TokenLogprobs { seed },
+            dropout: Some((self.seed, self.step)),
+            cache: None,
+        }
+    }
+
+    /// The first block that makes a value that is not finite, sample by sample.
+    fn first_non_finite(&self, samples: &[data::Sample]) -> Result<String> {
+        for (index, sample) in samples.iter().enumerate().filter(|(_, sample)| !sample.input_ids.is_empty()) {
+            let batch = to_batch(self.queue, std::slice::from_ref(sample), index as u32)?;
+            if let Some(block) = self.pass().first_non_finite(&self.env(&batch, None))? {
+                return Ok(block);
+            }
+        }
+        Ok("none when each sample runs alone: the sum over the batch overflowed".to_owned())
+    }
+}

@@ -1,0 +1,67 @@
+//! The training and validation samples of a run.
+
+use crate::config::RunConfig;
+use crate::error::Result;
+use crate::event::{Event, Observer};
+use crate::plan;
+use data::{Dataset, Loader, OpenOptions, Tokenizer};
+use std::cell::RefCell;
+
+/// What a run trains and validates on.
+pub struct TrainingData {
+    /// Training samples in the order of the run.
+    pub loader: Loader,
+    /// Validation samples, all of which count.
+    pub validation: Option<Dataset>,
+    /// How text became tokens; none where the data came as tokens.
+    pub tokenizer: Option<Tokenizer>,
+    /// Tokens of a full row.
+    pub sequence_length: usize,
+}
+
+impl TrainingData {
+    /// Opens the `data` section of a run file. Text is tokenised into the cache if it is not there yet.
+    ///
+    /// - `models_own`: the tokenizer of the model's folder, used where the section names none.
+    /// - `max_positions`: the longest row the model takes, if it has a limit.
+    /// - `vocab_size`: ids must lie below it, if it is settled.
+    pub fn open(
+        config: &RunConfig,
+        models_own: Option<&Tokenizer>,
+        max_positions: Option<usize>,
+        vocab_size: Option<usize>,
+        observer: &mut dyn Observer,
+    ) -> Result<Self> {
+        let (_, section, _) = config.for_training()?;
+        let sequence_length = plan::sequence_length(config, max_positions)?;
+        let cache = section.cache.clone().map_or_else(data::default_cache, Ok)?;
+        let tokenizer = data::choose_tokenizer(section, models_own, &cache)?;
+        let observer = RefCell::new(observer);
+        let on_event = |event: data::Event<'_>| match event {
+            data::Event::Tokenizing { source, done, total } => {
+                observer.borrow_mut().on(Event::Tokenizing { source, done, total });
+            }
+            data::Event::CacheDamaged { source, reason } => {
+                let notice = format!("the token cache of {source} is damaged ({reason}) and is made again");
+                observer.borrow_mut().on(Event::Notice(&notice));
+            }
+        };
+        let options = OpenOptions {
+            sequence_length,
+            packing: section.packing,
+            cache,
+            threads: config.run.threads,
+            chunk_bytes: data::CHUNK_BYTES,
+            vocab_size,
+            on_event: &on_event,
+        };
+        let (train, validation) = data::open(section, tokenizer.as_ref(), &options)?;
+        let loader = Loader::new(train, config.run.seed, section.shuffle);
+        Ok(Self { loader, validation, tokenizer, sequence_length })
+    }
+
+    /// Ids that the tokenizer gives.
+    pub fn vocab_size(&self) -> Option<usize> {
+        self.tokenizer.as_ref().map(Tokenizer::vocab_size)
+    }
+}
