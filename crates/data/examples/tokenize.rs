@@ -9,7 +9,9 @@ use data::{CHUNK_BYTES, OpenOptions, Packing, Tokenizer};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [tokenizer, corpus, rest @ ..] = arguments.as_slice() else { return Err("tokenizer.json corpus [chunk|library]".into()) };
+    let [tokenizer, corpus, rest @ ..] = arguments.as_slice() else {
+        return Err("tokenizer.json corpus [chunk|library]".into());
+    };
     let num_bytes = std::fs::metadata(corpus)?.len();
     let start = Instant::now();
     let num_tokens = match rest.first().map(String::as_str) {

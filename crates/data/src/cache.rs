@@ -35,10 +35,9 @@ struct Footer {
     num_tokens: u64,
     num_documents: u64,
     text_bytes: u64,
-    largest_id: u64,
     id_bytes: u32,
     has_labels: u32,
-    reserved: [u64; 2],
+    reserved: [u64; 3],
 }
 
 /// Where the parts of a cache file lie, in bytes.
@@ -66,7 +65,7 @@ impl Layout {
 
 /// The tokens of one source, mapped.
 #[derive(Debug)]
-pub struct TokenStore {
+pub(crate) struct TokenStore {
     map: Mmap,
     layout: Layout,
     footer: Footer,
@@ -91,7 +90,9 @@ impl TokenStore {
             return Ok(Err(Some("its footer is not that of this cache".to_owned())));
         }
         let layout = Layout::of(&footer).filter(|layout| layout.starts.end + FOOTER_BYTES == map.len());
-        let Some(layout) = layout else { return Ok(Err(Some(format!("its size, {size} bytes, is not what its footer says")))) };
+        let Some(layout) = layout else {
+            return Ok(Err(Some(format!("its size, {size} bytes, is not what its footer says"))));
+        };
         let payload = &map[..layout.starts.end];
         let found: [u8; 32] = remember(cache, &path, "payload", || Ok(Sha256::digest(payload).into()))?;
         if found != footer.payload_sha256 {
@@ -101,38 +102,33 @@ impl TokenStore {
     }
 
     /// Tokens in all documents.
-    pub fn num_tokens(&self) -> u64 {
+    pub(crate) fn num_tokens(&self) -> u64 {
         self.footer.num_tokens
     }
 
     /// Documents, empty ones too.
-    pub fn num_documents(&self) -> usize {
+    pub(crate) fn num_documents(&self) -> usize {
         self.footer.num_documents as usize
     }
 
     /// Bytes of the UTF-8 text that was tokenised; 0 for rows that came as tokens.
-    pub fn text_bytes(&self) -> u64 {
+    pub(crate) fn text_bytes(&self) -> u64 {
         self.footer.text_bytes
     }
 
-    /// The largest id; 0 if there is no token.
-    pub fn largest_id(&self) -> u32 {
-        self.footer.largest_id as u32
-    }
-
     /// The number of the first token of each document.
-    pub fn starts(&self) -> &[u64] {
+    pub(crate) fn starts(&self) -> &[u64] {
         bytemuck::cast_slice(&self.map[self.layout.starts.clone()])
     }
 
     /// The tokens of document `document`, as a range of token numbers.
-    pub fn document(&self, document: usize) -> Range<u64> {
+    pub(crate) fn document(&self, document: usize) -> Range<u64> {
         let starts = self.starts();
         starts[document]..starts.get(document + 1).copied().unwrap_or(self.footer.num_tokens)
     }
 
     /// Appends the ids of `tokens` to `ids`.
-    pub fn read_ids(&self, tokens: Range<u64>, ids: &mut Vec<u32>) {
+    pub(crate) fn read_ids(&self, tokens: Range<u64>, ids: &mut Vec<u32>) {
         let bytes = &self.map[self.layout.ids.clone()];
         let tokens = tokens.start as usize..tokens.end as usize;
         if self.footer.id_bytes == 2 {
@@ -143,7 +139,7 @@ impl TokenStore {
     }
 
     /// Appends the labels of `tokens` to `labels`: those given, else the ids themselves.
-    pub fn read_labels(&self, tokens: Range<u64>, labels: &mut Vec<i32>) {
+    pub(crate) fn read_labels(&self, tokens: Range<u64>, labels: &mut Vec<i32>) {
         let range = tokens.start as usize..tokens.end as usize;
         if self.footer.has_labels == 1 {
             labels.extend_from_slice(&bytemuck::cast_slice(&self.map[self.layout.labels.clone()])[range]);
@@ -192,15 +188,14 @@ impl Writer {
     pub(crate) fn push(&mut self, ids: &[u32]) -> Result<()> {
         self.buffer.clear();
         if self.footer.id_bytes == 2 {
-            self.buffer.extend(ids.iter().flat_map(|&id| (id as u16).to_le_bytes()));
+            let two_bytes =
+                |&id: &u32| u16::try_from(id).expect("Writer::push: ids lie below the vocabulary size").to_le_bytes();
+            self.buffer.extend(ids.iter().flat_map(two_bytes));
         } else {
             self.buffer.extend(ids.iter().flat_map(|&id| id.to_le_bytes()));
         }
         self.ids.write(&self.buffer)?;
         self.footer.num_tokens += ids.len() as u64;
-        let largest = u64::from(ids.iter().copied().max().unwrap_or(0));
-        assert!(self.footer.id_bytes == 4 || largest < 1 << 16, "Writer::push: id {largest} in a cache of 2-byte ids");
-        self.footer.largest_id = self.footer.largest_id.max(largest);
         Ok(())
     }
 
@@ -319,10 +314,11 @@ mod tests {
             let largest = vocab_size as u32 - 1;
             assert_eq!(ids, [1, 2, 3, largest, 0]);
             assert_eq!(labels, if labelled { [-100, 1, 2, largest as i32, 0] } else { [1, 2, 3, largest as i32, 0] });
-            assert_eq!((store.num_tokens(), store.text_bytes(), store.largest_id()), (5, 11, largest));
+            assert_eq!((store.num_tokens(), store.text_bytes()), (5, 11));
             let documents: Vec<_> = (0..store.num_documents()).map(|document| store.document(document)).collect();
             assert_eq!(documents, [0..3, 3..3, 3..5]);
-            let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            let left: Vec<_> =
+                std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
             assert_eq!(left.len(), 2, "one cache file and `known`: {left:?}");
         }
     }

@@ -74,7 +74,7 @@ impl Format {
     }
 }
 
-/// How documents become samples ([`crate::packing`]).
+/// How documents become samples.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Packing {
@@ -220,7 +220,9 @@ impl<'de> Visitor<'de> for ValidationVisitor {
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Validation, A::Error> {
         let object = ValidationObject::deserialize(MapAccessDeserializer::new(map))?;
         match (object.split, object.path) {
-            (Some(split), None) if object.format.is_none() && object.weight.is_none() && object.text_field.is_none() => {
+            (Some(split), None)
+                if object.format.is_none() && object.weight.is_none() && object.text_field.is_none() =>
+            {
                 Ok(Validation::Split { split })
             }
             (None, Some(path)) => {

@@ -32,7 +32,7 @@ pub struct OpenOptions<'a> {
     pub cache: PathBuf,
     /// Threads that tokenise; 0 = all cores.
     pub threads: usize,
-    /// Bytes of text one thread encodes at a time ([`crate::tokenize::CHUNK_BYTES`]); the ids do not depend on it.
+    /// Bytes of text one thread encodes at a time ([`crate::CHUNK_BYTES`]); the ids do not depend on it.
     pub chunk_bytes: usize,
     /// The model's vocabulary, if known: every id must lie below it.
     pub vocab_size: Option<usize>,
@@ -73,7 +73,11 @@ pub fn default_cache() -> Result<PathBuf> {
 }
 
 /// The tokenizer that `config` means. `models_own` is that of the model folder. `None`: there is none, which only rows of tokens can do without.
-pub fn choose_tokenizer(config: &DataConfig, models_own: Option<&Tokenizer>, cache: &Path) -> Result<Option<Tokenizer>> {
+pub fn choose_tokenizer(
+    config: &DataConfig,
+    models_own: Option<&Tokenizer>,
+    cache: &Path,
+) -> Result<Option<Tokenizer>> {
     match config.tokenizer.as_deref() {
         None => Ok(models_own.cloned()),
         Some("byte") => Ok(Some(Tokenizer::byte())),
@@ -99,7 +103,8 @@ fn char_tokenizer(config: &DataConfig, cache: &Path) -> Result<Tokenizer> {
         return Err(DataError::Config {
             key: "data.tokenizer".to_owned(),
             value: "\"char\"".to_owned(),
-            rule: "it takes the characters of the text, and data.train has none (rows of tokens or empty documents)".to_owned(),
+            rule: "it takes the characters of the text, and data.train has none (rows of tokens or empty documents)"
+                .to_owned(),
         });
     }
     Ok(Tokenizer::char([characters.as_str()]))
@@ -109,7 +114,11 @@ fn char_tokenizer(config: &DataConfig, cache: &Path) -> Result<Tokenizer> {
 ///
 /// # Errors
 /// Whatever is wrong with a file, a row or a value, or too little text for one sample of `sequence_length`.
-pub fn open(config: &DataConfig, tokenizer: Option<&Tokenizer>, options: &OpenOptions<'_>) -> Result<(Dataset, Option<Dataset>)> {
+pub fn open(
+    config: &DataConfig,
+    tokenizer: Option<&Tokenizer>,
+    options: &OpenOptions<'_>,
+) -> Result<(Dataset, Option<Dataset>)> {
     let split = match config.validation {
         Some(Validation::Split { split }) => Some(split),
         _ => None,
@@ -134,7 +143,12 @@ pub fn open(config: &DataConfig, tokenizer: Option<&Tokenizer>, options: &OpenOp
 }
 
 /// Opens data to be evaluated: every sample counts, the short last one too. `key` is what errors call it, e.g. `--data`.
-pub fn open_evaluation(sources: &Sources, tokenizer: Option<&Tokenizer>, options: &OpenOptions<'_>, key: &str) -> Result<Dataset> {
+pub fn open_evaluation(
+    sources: &Sources,
+    tokenizer: Option<&Tokenizer>,
+    options: &OpenOptions<'_>,
+    key: &str,
+) -> Result<Dataset> {
     Opener { tokenizer, options }.dataset(sources, Part::All, true, key)
 }
 
@@ -267,7 +281,14 @@ impl Opener<'_> {
         Ok(Some(tokenizer))
     }
 
-    fn store(&self, source: &DataSource, files: &Files, scans: &[Scan], part: Part, tokenizer: Option<&Tokenizer>) -> Result<TokenStore> {
+    fn store(
+        &self,
+        source: &DataSource,
+        files: &Files,
+        scans: &[Scan],
+        part: Part,
+        tokenizer: Option<&Tokenizer>,
+    ) -> Result<TokenStore> {
         let OpenOptions { cache, vocab_size, on_event, .. } = self.options;
         let mut key = Sha256::new();
         key.update(content_hash(files, scans));
@@ -348,7 +369,8 @@ fn units_per_file<'a>(
     let wanted = part.range(scans.iter().map(|scan| scan.units).sum());
     let mut before = 0;
     files.paths.iter().zip(scans).filter_map(move |(path, scan)| {
-        let here = wanted.start.clamp(before, before + scan.units) - before..wanted.end.clamp(before, before + scan.units) - before;
+        let here = wanted.start.clamp(before, before + scan.units) - before
+            ..wanted.end.clamp(before, before + scan.units) - before;
         before += scan.units;
         (!here.is_empty()).then_some((path, scan, here))
     })

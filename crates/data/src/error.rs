@@ -66,7 +66,9 @@ pub enum DataError {
         problem: String,
     },
     /// Files of one source that are of different formats.
-    #[error("{first} is {first_format} and {second} is {second_format}; the files of one source must have one format: list them as two sources, or set `format`")]
+    #[error(
+        "{first} is {first_format} and {second} is {second_format}; the files of one source must have one format: list them as two sources, or set `format`"
+    )]
     MixedFormats {
         /// A file of the source.
         first: PathBuf,
@@ -78,7 +80,9 @@ pub enum DataError {
         second_format: &'static str,
     },
     /// Fewer tokens than one sample needs.
-    #[error("{what} holds {tokens} tokens; data.sequence_length {sequence_length} needs at least {needed}: give more text or a shorter sequence_length")]
+    #[error(
+        "{what} holds {tokens} tokens; data.sequence_length {sequence_length} needs at least {needed}: give more text or a shorter sequence_length"
+    )]
     TooShort {
         /// Which data.
         what: String,
@@ -100,7 +104,9 @@ pub enum DataError {
         rule: String,
     },
     /// Text is to be tokenised and nothing says how.
-    #[error("data.tokenizer is absent and the model folder has no tokenizer.json; set it to the path of a tokenizer.json, \"char\" or \"byte\"")]
+    #[error(
+        "data.tokenizer is absent and the model folder has no tokenizer.json; set it to the path of a tokenizer.json, \"char\" or \"byte\""
+    )]
     NoTokenizer,
     /// A tokenizer file that cannot be used.
     #[error("{path}: {problem}; it must be a tokenizer.json of the Hugging Face `tokenizers` library")]
@@ -111,7 +117,9 @@ pub enum DataError {
         problem: String,
     },
     /// A character that a character tokenizer has not seen.
-    #[error("the character {character:?} is not among the {known} characters of the tokenizer, which are those of the training and validation text")]
+    #[error(
+        "the character {character:?} is not among the {known} characters of the tokenizer, which are those of the training and validation text"
+    )]
     UnknownCharacter {
         /// The character.
         character: char,
@@ -122,7 +130,9 @@ pub enum DataError {
     #[error("the tokenizer failed: {0}")]
     Tokenizer(String),
     /// A tokenizer whose ids near a place depend on text far behind it, so that no text can be cut for it.
-    #[error("{path}: the tokenizer gives other ids for the text before byte {offset} when more text follows; such a tokenizer cannot be used on a file this long: cut the file into documents")]
+    #[error(
+        "{path}: the tokenizer gives other ids for the text before byte {offset} when more text follows; such a tokenizer cannot be used on a file this long: cut the file into documents"
+    )]
     NotLocal {
         /// The file.
         path: PathBuf,

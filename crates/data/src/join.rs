@@ -163,3 +163,31 @@ pub(crate) fn encode_document(document: &dyn Document, tokenizer: &Tokenizer, ch
     joiner.finish(&mut emit)?;
     Ok(ids)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_are_joined_in_the_middle_of_a_run_long_enough_and_nowhere_else() {
+        let window: Vec<u32> = (0..100).collect();
+        let (mut left, mut right) = (window.clone(), window.clone());
+        left[39] = 1000; // agrees with the window from 40 on
+        right[80] = 1000; // up to 80
+        assert_eq!(agreement(&left, &window, &right), Some(60));
+        right[71] = 1000; // 31 tokens agreed
+        assert_eq!(agreement(&left, &window, &right), None);
+        right[20] = 1000;
+        assert_eq!(agreement(&left, &window, &right), None);
+    }
+
+    #[test]
+    fn cuts_cover_the_document_and_no_chunk_is_short() {
+        for num_bytes in [0, 1, 9, 10, 19, 20, 25, 100] {
+            let all: Vec<(u64, u64)> = cuts(num_bytes, 10).collect();
+            assert_eq!((all[0].0, all[all.len() - 1].1), (0, num_bytes));
+            assert!(all.windows(2).all(|pair| pair[0].1 == pair[1].0));
+            assert!(all.len() == 1 || all.iter().all(|(from, to)| (10..20).contains(&(to - from))));
+        }
+    }
+}

@@ -28,7 +28,7 @@ impl Mix {
     pub fn at(&self, mut index: u64) -> (usize, u64) {
         let last = self.shares.len() - 1;
         for (source, &share) in self.shares[..last].iter().enumerate() {
-            let before = |num_samples: u64| (u128::from(num_samples) * u128::from(share) >> 32) as u64;
+            let before = |num_samples: u64| ((u128::from(num_samples) * u128::from(share)) >> 32) as u64;
             let position = before(index);
             if before(index + 1) > position {
                 return (source, position);
@@ -69,6 +69,9 @@ mod tests {
 
     #[test]
     fn one_source_gives_every_sample_in_order() {
-        assert_eq!((0..5).map(|index| Mix::new(&[7.0]).at(index)).collect::<Vec<_>>(), [(0, 0), (0, 1), (0, 2), (0, 3), (0, 4)]);
+        assert_eq!(
+            (0..5).map(|index| Mix::new(&[7.0]).at(index)).collect::<Vec<_>>(),
+            [(0, 0), (0, 1), (0, 2), (0, 3), (0, 4)]
+        );
     }
 }

@@ -6,7 +6,6 @@ use std::ops::ControlFlow;
 
 use common::{byte_model, fixture_model, parrot};
 use generate::{GenerateOptions, Generated, Generator, LoadedModel, Sampling, StopReason, generate};
-use serde_json::json;
 use testing::fixtures::Fixture;
 
 const FIXTURES: [&str; 3] = ["gpt2", "llama", "llama3-rope"];
@@ -112,7 +111,7 @@ fn text_comes_in_whole_characters_though_tokens_are_bytes() {
 
 #[test]
 fn pieces_joined_are_the_decoded_tokens_for_any_bytes() {
-    let loaded = byte_model(json!({}));
+    let loaded = byte_model();
     for seed in 0..8 {
         let options = GenerateOptions { max_new_tokens: 60, seed, ..loaded.generate_options(1) };
         let (generated, pieces) = run(&loaded, &[65], options);

@@ -152,7 +152,7 @@ fn evaluation_gives_the_loss_of_transformers_however_passes_are_cut() {
 
 #[test]
 fn a_model_that_knows_nothing_of_bytes_needs_eight_bits_for_each() {
-    let loaded: LoadedModel = byte_model(json!({}));
+    let loaded: LoadedModel = byte_model();
     set_weight(&loaded, "lm_head.weight", |_, _| 0.0);
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("text.txt");

@@ -17,6 +17,7 @@ pub mod cpu;
 pub mod dry;
 mod dtype;
 mod memory;
+pub mod profile;
 mod queue;
 pub mod rng;
 mod shape;

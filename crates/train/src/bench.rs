@@ -15,6 +15,7 @@ use models::weights::WeightSource;
 use serde_json::json;
 use std::path::Path;
 use std::time::Instant;
+use tensor::profile::{self, Times};
 use tensor::rng::Stream;
 use tensor::{DType, cpu};
 
@@ -37,10 +38,12 @@ pub struct BenchOptions<'a> {
     pub isa: Option<&'a str>,
     /// Recompute blocks.
     pub recompute: bool,
+    /// Time every kernel.
+    pub profile: bool,
 }
 
 /// Medians over the steps.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Measured {
     /// Of training.
     pub tokens_per_second: f64,
@@ -54,6 +57,10 @@ pub struct Measured {
     pub peak_memory_bytes: u64,
     /// `f32` or `bf16`.
     pub precision: &'static str,
+    /// What the cores in use can do at most, FLOP/s.
+    pub peak_flops_per_second: f64,
+    /// With [`BenchOptions::profile`]: kernels of the measured steps, longest first.
+    pub kernels: Vec<(String, Times)>,
 }
 
 fn config(options: &BenchOptions<'_>) -> Result<RunConfig> {
@@ -95,11 +102,12 @@ pub fn bench(options: &BenchOptions<'_>, on_step: &mut dyn FnMut(u64, f64)) -> R
             "--length is {length}; it must be at most {longest}, the positions of the model"
         )));
     }
-    let own = origin.tokenizer.clone();
-    let model = origin.build(own.as_ref(), length)?;
+    let tokenizer = origin.tokenizer_of(&config)?;
+    let model = origin.build(tokenizer.as_ref(), length)?;
     let plan = RunPlan { sequence_length: length, ..RunPlan::resolve(&config, length, 0)? };
     let (threads, isa, dtype, vocab) = (plan.threads, plan.isa, plan.dtype, model.vocab_size);
     let queue = cpu::queue(threads, threads <= num_cores(), isa);
+    let queue = if options.profile { profile::queue(queue) } else { queue };
     let mut engine = Engine::on_queue(model, config, &WeightSource::Random { seed: 0 }, plan, queue)?;
     let tokens = Stream::new(0, "bench");
     let (mut seconds, mut flops) = (Vec::new(), 0);
@@ -111,20 +119,25 @@ pub fn bench(options: &BenchOptions<'_>, on_step: &mut dyn FnMut(u64, f64)) -> R
         let elapsed = start.elapsed().as_secs_f64();
         on_step(step, elapsed);
         flops = 3 * report.cost.flops;
-        if step > 0 {
-            seconds.push(elapsed);
+        match (step, options.profile) {
+            (0, true) => drop(profile::take(&engine.queue)),
+            (0, false) => {}
+            _ => seconds.push(elapsed),
         }
     }
     seconds.sort_by(f64::total_cmp);
     let step_seconds = seconds[seconds.len() / 2];
     let flops_per_second = flops as f64 / step_seconds;
+    let peak_flops_per_second = cpu::peak_flops(isa, dtype) * threads as f64;
     Ok(Measured {
         tokens_per_second: (options.batch * options.length) as f64 / step_seconds,
         step_seconds,
         flops_per_second,
-        share_of_peak: flops_per_second / (cpu::peak_flops(isa, dtype) * threads as f64),
+        share_of_peak: flops_per_second / peak_flops_per_second,
         peak_memory_bytes: peak_resident_bytes(),
         precision: if dtype == DType::BF16 { "bf16" } else { "f32" },
+        peak_flops_per_second,
+        kernels: if options.profile { profile::take(&engine.queue) } else { Vec::new() },
     })
 }
 

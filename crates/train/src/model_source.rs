@@ -53,12 +53,27 @@ impl ModelOrigin {
         }
         // The output of a run holds its model in a sub-folder.
         let inner = path.join("model");
-        let folder = if !path.join("config.json").exists() && inner.join("config.json").exists() { inner } else { path.to_owned() };
+        let folder = if !path.join("config.json").exists() && inner.join("config.json").exists() {
+            inner
+        } else {
+            path.to_owned()
+        };
         let config = ModelConfig::from_folder(&folder)?;
         let file = folder.join("tokenizer.json");
         let tokenizer = file.exists().then(|| Tokenizer::load(&file)).transpose()?;
         let place = folder.join("config.json").display().to_string();
         Ok(Self { config, folder: Some(folder), tokenizer, place })
+    }
+
+    /// The tokenizer of a run whose data are not opened; made only where the vocabulary depends on it.
+    pub fn tokenizer_of(&self, config: &RunConfig) -> Result<Option<Tokenizer>> {
+        match &config.data {
+            Some(section) if self.config.vocab_size.is_none() => {
+                let cache = section.cache.clone().map_or_else(data::default_cache, Ok)?;
+                Ok(data::choose_tokenizer(section, self.tokenizer.as_ref(), &cache)?)
+            }
+            _ => Ok(self.tokenizer.clone()),
+        }
     }
 
     /// Settles the vocabulary and builds the model, for rows of at most `positions` tokens.

@@ -250,12 +250,7 @@ struct Loop<'a> {
 
 impl<'a> Loop<'a> {
     /// Makes the output folder, `run.json` and the metrics file. `resumed_at`: the step of the checkpoint that was loaded.
-    fn begin(
-        engine: &'a mut Engine,
-        data: &'a TrainingData,
-        output: Output,
-        resumed_at: Option<u64>,
-    ) -> Result<Self> {
+    fn begin(engine: &'a mut Engine, data: &'a TrainingData, output: Output, resumed_at: Option<u64>) -> Result<Self> {
         output.create()?;
         models::hf::write_json(&output.run_json(), &engine.plan.resolved(&engine.config))?;
         // A checkpoint alone does not say how text became tokens.
@@ -336,7 +331,8 @@ impl<'a> Loop<'a> {
             return Ok(());
         };
         let Evaluation { loss, perplexity, tokens, .. } = evaluate(self.engine, dataset, observer)?;
-        self.metrics.append(&json!({"step": step, "eval_loss": loss, "eval_perplexity": perplexity, "eval_tokens": tokens}))?;
+        self.metrics
+            .append(&json!({"step": step, "eval_loss": loss, "eval_perplexity": perplexity, "eval_tokens": tokens}))?;
         observer.on(Event::Evaluated { step, loss, perplexity });
         self.evaluated = Some(step);
         Ok(())
@@ -357,7 +353,8 @@ impl<'a> Loop<'a> {
             eos: tokenizer.end_of_text().into_iter().collect(),
         };
         let tokens = tokenizer.encode(prompt)?;
-        let made = generate::generate(forward(engine), Some(tokenizer), &tokens, options, |_| ControlFlow::Continue(()))?;
+        let made =
+            generate::generate(forward(engine), Some(tokenizer), &tokens, options, |_| ControlFlow::Continue(()))?;
         let made = made.text.unwrap_or_default();
         let last = step == engine.plan.steps;
         observer.on(Event::Sample { step, text: &format!("{prompt}{made}"), last });

@@ -3,8 +3,9 @@
 use crate::Global;
 use crate::cmd::model::Precision;
 use crate::failure::Failure;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::io::{Write, stdout};
+use tensor::profile::Times;
 use train::bench::{BenchOptions, Measured, bench};
 
 /// Train on random tokens without dropout and measure
@@ -37,6 +38,9 @@ pub(crate) struct Args {
     /// Keep only what flows between blocks and compute the rest again
     #[arg(long)]
     recompute: bool,
+    /// Show where the time goes, kernel by kernel
+    #[arg(long)]
+    profile: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -52,23 +56,59 @@ pub(crate) fn run(args: Args, global: Global) -> Result<(), Failure> {
         threads: args.threads,
         isa: args.isa.as_deref(),
         recompute: args.recompute,
+        profile: args.profile,
     };
     let measured = bench(&options, &mut |step, seconds| {
         if !global.quiet {
             eprintln!("step {step}: {seconds:.3} s");
         }
     });
-    let Measured { tokens_per_second, step_seconds, flops_per_second, share_of_peak, peak_memory_bytes, precision } =
-        measured.map_err(Failure::before)?;
+    let measured = measured.map_err(Failure::before)?;
     let mut out = stdout().lock();
     if args.json {
-        let line = json!({"tokens_per_second": tokens_per_second, "step_seconds": step_seconds,
-            "flops_per_second": flops_per_second, "share_of_peak": share_of_peak,
-            "peak_memory_bytes": peak_memory_bytes, "precision": precision});
-        return Ok(writeln!(out, "{line}")?);
+        return Ok(writeln!(out, "{}", json(&measured))?);
     }
-    writeln!(out, "tokens per second  {tokens_per_second:.1}")?;
-    writeln!(out, "step               {step_seconds:.3} s")?;
-    writeln!(out, "work               {:.1} GFLOP/s, {:.0} % of peak", flops_per_second / 1e9, share_of_peak * 100.0)?;
-    Ok(writeln!(out, "peak memory        {:.2} GiB", peak_memory_bytes as f64 / (1u64 << 30) as f64)?)
+    if args.profile {
+        print_kernels(&measured, args.steps)?;
+    }
+    let memory = measured.peak_memory_bytes as f64 / (1u64 << 30) as f64;
+    let (work, share) = (measured.flops_per_second / 1e9, measured.share_of_peak * 100.0);
+    writeln!(out, "tokens per second  {:.1}", measured.tokens_per_second)?;
+    writeln!(out, "step               {:.3} s", measured.step_seconds)?;
+    writeln!(out, "work               {work:.1} GFLOP/s, {share:.0} % of peak")?;
+    Ok(writeln!(out, "peak memory        {memory:.2} GiB")?)
+}
+
+fn json(measured: &Measured) -> Value {
+    let kernel = |(name, times): &(String, Times)| {
+        json!({"kernel": name, "calls": times.calls, "seconds": times.seconds, "flops": times.flops})
+    };
+    json!({
+        "tokens_per_second": measured.tokens_per_second,
+        "step_seconds": measured.step_seconds,
+        "flops_per_second": measured.flops_per_second,
+        "share_of_peak": measured.share_of_peak,
+        "peak_memory_bytes": measured.peak_memory_bytes,
+        "precision": measured.precision,
+        "kernels": measured.kernels.iter().map(kernel).collect::<Vec<_>>(),
+    })
+}
+
+/// One line a kernel: time of a step, share of the step, and where FLOPs are counted the rate and its share of the peak.
+fn print_kernels(measured: &Measured, steps: u64) -> Result<(), Failure> {
+    let mut out = stdout().lock();
+    let step = |times: &Times| times.seconds / steps as f64;
+    writeln!(out, "{:<48} {:>7} {:>10} {:>7} {:>10} {:>6}", "kernel", "calls", "ms a step", "share", "GFLOP/s", "peak")?;
+    for (name, times) in &measured.kernels {
+        let (calls, share) = (times.calls / steps, 100.0 * step(times) / measured.step_seconds);
+        write!(out, "{name:<48} {calls:>7} {:>10.3} {share:>6.1}%", 1e3 * step(times))?;
+        if times.flops > 0 {
+            let rate = times.flops as f64 / times.seconds;
+            write!(out, " {:>10.1} {:>5.0}%", rate / 1e9, 100.0 * rate / measured.peak_flops_per_second)?;
+        }
+        writeln!(out)?;
+    }
+    let other = measured.step_seconds - measured.kernels.iter().map(|(_, times)| step(times)).sum::<f64>();
+    let (ms, share) = (1e3 * other, 100.0 * other / measured.step_seconds);
+    Ok(writeln!(out, "{:<48} {:>7} {ms:>10.3} {share:>6.1}%", "tape, allocation, scheduling", "")?)
 }

@@ -48,7 +48,8 @@ impl LineReader {
         loop {
             let before = bytes.len();
             let wanted = self.block_bytes as u64;
-            let read = (&mut self.file).take(wanted).read_to_end(&mut bytes).map_err(DataError::io(&self.path, "read"))?;
+            let read =
+                (&mut self.file).take(wanted).read_to_end(&mut bytes).map_err(DataError::io(&self.path, "read"))?;
             let is_end = read == 0;
             // The kept bytes hold no newline, but for what follows the last one of an earlier block.
             let Some(last_newline) = bytes[before..].iter().rposition(|&byte| byte == b'\n') else {
@@ -134,7 +135,8 @@ pub(crate) fn text_of(place: RowPlace<'_>, mut row: Map<String, Value>, text_fie
         None => {
             let fields: Vec<String> = row.keys().map(|key| format!("{key:?}")).collect();
             let has = if fields.is_empty() { "no field at all".to_owned() } else { fields.join(", ") };
-            Err(place.error(format!("has no field {text_field:?} but {has}; set text_field to the one that holds the text")))
+            Err(place
+                .error(format!("has no field {text_field:?} but {has}; set text_field to the one that holds the text")))
         }
     }
 }

@@ -7,9 +7,9 @@
 //! Not here: tokenising ([`crate::tokenize`]), rows of tokens ([`crate::packing`]).
 
 mod glob;
-pub mod jsonl;
-pub mod text;
-pub mod tokenized;
+pub(crate) mod jsonl;
+pub(crate) mod text;
+pub(crate) mod tokenized;
 
 use std::path::{Path, PathBuf};
 
@@ -55,7 +55,12 @@ impl Files {
             let (first, first_format) = *format.get_or_insert((path, this));
             if this != first_format {
                 let (first_format, second_format) = (first_format.name(), this.name());
-                return Err(DataError::MixedFormats { first: first.clone(), first_format, second: path.clone(), second_format });
+                return Err(DataError::MixedFormats {
+                    first: first.clone(),
+                    first_format,
+                    second: path.clone(),
+                    second_format,
+                });
             }
         }
         let Some((_, format)) = format else { return Err(DataError::NoMatch { pattern: source.path.clone() }) };
@@ -103,7 +108,9 @@ pub(crate) fn content_hash(files: &Files, scans: &[Scan]) -> [u8; 32] {
 
 fn check_file(path: &Path) -> Result<()> {
     let metadata = match path.metadata() {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(DataError::Missing { path: path.to_owned() }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(DataError::Missing { path: path.to_owned() });
+        }
         other => other.map_err(DataError::io(path, "read"))?,
     };
     if metadata.is_dir() {
@@ -161,8 +168,14 @@ mod tests {
         let root = folder.path().display().to_string();
         fs::write(folder.path().join("empty.txt"), "").unwrap();
         let message = |name: &str| resolve(&folder.path().join(name)).unwrap_err().to_string();
-        assert_eq!(message("no.txt"), format!("{root}/no.txt: no such file; give the path of a file that exists, or a glob"));
-        assert_eq!(message("empty.txt"), format!("{root}/empty.txt: is empty (0 bytes); it must hold at least one character"));
+        assert_eq!(
+            message("no.txt"),
+            format!("{root}/no.txt: no such file; give the path of a file that exists, or a glob")
+        );
+        assert_eq!(
+            message("empty.txt"),
+            format!("{root}/empty.txt: is empty (0 bytes); it must hold at least one character")
+        );
         assert_eq!(message(""), format!("{root}/: is a folder; it must be a file, or a glob such as {root}//*.txt"));
         assert!(message("*.md").contains("no file matches this glob"));
     }

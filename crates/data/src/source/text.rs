@@ -13,18 +13,18 @@ const BLOCK_BYTES: usize = 1 << 20;
 
 /// A range of bytes of a text file that is one document. Both ends lie between characters.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Span {
+pub(crate) struct Span {
     /// The file.
-    pub path: PathBuf,
+    pub(crate) path: PathBuf,
     /// First byte.
-    pub start: u64,
+    pub(crate) start: u64,
     /// Behind the last byte.
-    pub end: u64,
+    pub(crate) end: u64,
 }
 
 impl Span {
     /// Length in bytes.
-    pub fn num_bytes(&self) -> u64 {
+    pub(crate) fn num_bytes(&self) -> u64 {
         self.end - self.start
     }
 
@@ -37,7 +37,8 @@ impl Span {
         let mut file = File::open(&self.path).map_err(DataError::io(&self.path, "read"))?;
         file.seek(SeekFrom::Start(from)).map_err(DataError::io(&self.path, "read"))?;
         file.read_exact(&mut bytes).map_err(DataError::io(&self.path, "read"))?;
-        let next_character = |at: usize| at + bytes[at..].iter().take(3).take_while(|&&byte| is_continuation(byte)).count();
+        let next_character =
+            |at: usize| at + bytes[at..].iter().take(3).take_while(|&&byte| is_continuation(byte)).count();
         let start = if from == self.start { 0 } else { next_character(0) };
         let end = next_character((to - from) as usize);
         bytes.truncate(end);
@@ -82,7 +83,8 @@ pub(crate) fn byte_of_character(path: &Path, character: u64) -> Result<u64> {
     for_each_block(path, |offset, block| {
         let here = num_characters(block);
         let is_last = seen + here > character;
-        let within = if is_last { block.char_indices().nth((character - seen) as usize).map(|(at, _)| at) } else { None };
+        let within =
+            if is_last { block.char_indices().nth((character - seen) as usize).map(|(at, _)| at) } else { None };
         byte = offset + within.unwrap_or(block.len()) as u64;
         seen += here;
         !is_last
@@ -173,7 +175,10 @@ mod tests {
         ] {
             fs::write(&path, content).unwrap();
             let error = scan(&path).unwrap_err();
-            assert!(matches!(&error, DataError::NotUtf8 { offset: o, byte: b, .. } if (*o, *b) == (offset, byte)), "{error}");
+            assert!(
+                matches!(&error, DataError::NotUtf8 { offset: o, byte: b, .. } if (*o, *b) == (offset, byte)),
+                "{error}"
+            );
         }
     }
 

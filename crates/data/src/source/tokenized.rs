@@ -47,11 +47,16 @@ pub(crate) fn row_of(place: RowPlace<'_>, row: &Map<String, Value>, vocab_size: 
             && values.len() != ids.len()
         {
             let (length, ids) = (values.len(), ids.len());
-            return Err(place.error(format!("{field} has {length} values and input_ids {ids}; they must be equally long")));
+            return Err(
+                place.error(format!("{field} has {length} values and input_ids {ids}; they must be equally long"))
+            );
         }
     }
-    if let Some(index) = array("attention_mask")?.and_then(|mask| mask.iter().position(|value| value.as_i64() != Some(1))) {
-        return Err(place.error(format!("attention_mask[{index}] is not 1; take padding out of the row, batches are padded here")));
+    if let Some(index) =
+        array("attention_mask")?.and_then(|mask| mask.iter().position(|value| value.as_i64() != Some(1)))
+    {
+        return Err(place
+            .error(format!("attention_mask[{index}] is not 1; take padding out of the row, batches are padded here")));
     }
     let input_ids = integers("input_ids", ids, false)?.into_iter().map(|id| id as u32).collect();
     let labels = array("labels")?.map(|labels| integers("labels", labels, true)).transpose()?;

@@ -131,7 +131,9 @@ fn end_of_text(inner: &tokenizers::Tokenizer, companions: &[(&str, Vec<u8>)]) ->
 fn recognise(value: &Value) -> Option<Kind> {
     let model = &value["model"];
     let empty = |part: &Value| part.is_null() || part.as_array().is_some_and(Vec::is_empty);
-    if model["type"] != "BPE" || ![&model["merges"], &value["normalizer"], &value["added_tokens"]].into_iter().all(empty) {
+    if model["type"] != "BPE"
+        || ![&model["merges"], &value["normalizer"], &value["added_tokens"]].into_iter().all(empty)
+    {
         return None;
     }
     let mut chars = BTreeMap::new();

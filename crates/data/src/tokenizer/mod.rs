@@ -104,8 +104,16 @@ impl Tokenizer {
     }
 
     /// Names under which the well-known families end a text.
-    pub const END_OF_TEXT_NAMES: &[&str] =
-        &["<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<｜end▁of▁sentence｜>", "<|im_end|>", "<|eos|>", "[EOS]"];
+    pub const END_OF_TEXT_NAMES: &[&str] = &[
+        "<|endoftext|>",
+        "<|end_of_text|>",
+        "</s>",
+        "<eos>",
+        "<｜end▁of▁sentence｜>",
+        "<|im_end|>",
+        "<|eos|>",
+        "[EOS]",
+    ];
 
     /// The id of the token with this exact name.
     pub fn token_id(&self, token: &str) -> Option<u32> {

@@ -62,7 +62,8 @@ impl Words {
         if !tokens.iter().all(|token| is_plain(token) && is_alike(token)) {
             return None;
         }
-        let added = tokens.iter().map(|token| Some((token["content"].as_str()?.to_owned(), token["id"].as_u64()? as u32)));
+        let added =
+            tokens.iter().map(|token| Some((token["content"].as_str()?.to_owned(), token["id"].as_u64()? as u32)));
         let mut added = added.collect::<Option<Vec<_>>>()?;
         added.sort_by_key(|(content, _)| std::cmp::Reverse(content.len()));
         let mut may_begin = Box::new([false; 256]);

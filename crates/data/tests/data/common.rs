@@ -1,6 +1,5 @@
 //! Shared by the tests of this crate.
 
-
 use std::path::{Path, PathBuf};
 
 use data::{CHUNK_BYTES, DataConfig, Dataset, Event, OpenOptions, Packing, Result, Sample, Tokenizer};
@@ -34,7 +33,11 @@ impl Place {
     }
 
     /// Opens what `json` (a `data` section with `sequence_length`) says.
-    pub(crate) fn open(&self, json: serde_json::Value, tokenizer: Option<&Tokenizer>) -> Result<(Dataset, Option<Dataset>)> {
+    pub(crate) fn open(
+        &self,
+        json: serde_json::Value,
+        tokenizer: Option<&Tokenizer>,
+    ) -> Result<(Dataset, Option<Dataset>)> {
         self.open_watched(json, tokenizer, &|_| {})
     }
 

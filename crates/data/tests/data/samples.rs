@@ -1,7 +1,5 @@
 //! From documents to samples and their order.
 
-
-
 use crate::common::{Place, samples, shakespeare, shakespeare_path};
 use data::{Dataset, IGNORE, Loader, Packing, Sample, Tokenizer, choose_tokenizer};
 use serde_json::json;
@@ -67,7 +65,8 @@ fn concat_joins_documents_with_the_end_of_text_token_and_predicts_every_token_on
 fn without_an_end_of_text_token_documents_are_joined_as_they_are() {
     let place = Place::new();
     let path = rows(&place, &["ab", "", "cde"]);
-    let (train, _) = place.open(json!({"train": path, "sequence_length": 4}), Some(&Tokenizer::char(["abcde"]))).unwrap();
+    let (train, _) =
+        place.open(json!({"train": path, "sequence_length": 4}), Some(&Tokenizer::char(["abcde"]))).unwrap();
     assert_eq!(samples(&train), [sample(&[0, 1, 2, 3], &[1, I, 3, 4], &[0, 1, 0, 1], &[0, 2])]);
 }
 
@@ -82,7 +81,8 @@ fn an_empty_document_is_an_end_of_text_token_alone() {
 #[test]
 fn every_token_is_a_target_once_but_for_first_ones_at_any_length() {
     let place = Place::new();
-    let texts: Vec<String> = (1..40).map(|n| "abcdefghijklmnopqrstuvwxyz".repeat(2)[..(n * 7) % 11 + 1].to_owned()).collect();
+    let texts: Vec<String> =
+        (1..40).map(|n| "abcdefghijklmnopqrstuvwxyz".repeat(2)[..(n * 7) % 11 + 1].to_owned()).collect();
     let path = rows(&place, &texts.iter().map(String::as_str).collect::<Vec<_>>());
     let expected: Vec<i32> = texts
         .iter()
@@ -99,7 +99,8 @@ fn every_token_is_a_target_once_but_for_first_ones_at_any_length() {
             continue;
         };
         let all = samples(&validation);
-        let targets: Vec<i32> = all.iter().flat_map(|sample| sample.targets.clone()).filter(|&target| target != I).collect();
+        let targets: Vec<i32> =
+            all.iter().flat_map(|sample| sample.targets.clone()).filter(|&target| target != I).collect();
         assert_eq!(targets, expected, "{sequence_length}");
         for sample in &all {
             let length = sample.input_ids.len();
@@ -157,7 +158,12 @@ fn a_split_takes_the_last_characters_or_rows_of_all_files_together() {
     let (train, validation) = place.open(config, Some(&Tokenizer::char(["aébcdfghi"]))).unwrap();
     let tokenizer = Tokenizer::char(["aébcdfghi"]);
     let text = |dataset: &Dataset| {
-        let targets = samples(dataset).iter().map(|sample| sample.targets[0]).filter(|&id| id != I).map(|id| id as u32).collect::<Vec<_>>();
+        let targets = samples(dataset)
+            .iter()
+            .map(|sample| sample.targets[0])
+            .filter(|&id| id != I)
+            .map(|id| id as u32)
+            .collect::<Vec<_>>();
         tokenizer.decode(&targets, false).unwrap()
     };
     assert_eq!(text(&train), "ébdé"); // documents "aéb" and "cdé", without their first characters
@@ -200,7 +206,11 @@ fn shuffling_shows_every_sample_once_an_epoch_and_depends_on_the_seed_alone() {
         assert_eq!(sorted, (0..50).collect::<Vec<_>>());
     }
     assert_ne!(first, second);
-    assert_eq!(order(&Loader::new(train.clone(), 42, true), 37, 40), [&first[37..], &second[..27]].concat(), "resumed at 37");
+    assert_eq!(
+        order(&Loader::new(train.clone(), 42, true), 37, 40),
+        [&first[37..], &second[..27]].concat(),
+        "resumed at 37"
+    );
     assert_ne!(order(&Loader::new(train, 43, true), 0, 50), first);
 }
 
@@ -239,7 +249,8 @@ fn char_takes_the_characters_of_validation_too() {
     let place = Place::new();
     let train = place.file("a.txt", "abc");
     let validation = rows(&place, &["xyz", "é"]);
-    let config = place.config(json!({"train": train, "validation": validation, "tokenizer": "char", "packing": "concat"}));
+    let config =
+        place.config(json!({"train": train, "validation": validation, "tokenizer": "char", "packing": "concat"}));
     assert_eq!(config.packing, Packing::Concat);
     let tokenizer = choose_tokenizer(&config, None, &place.cache()).unwrap().unwrap();
     assert_eq!(tokenizer.encode("abcxyzé").unwrap(), [0, 1, 2, 3, 4, 5, 6]);

@@ -1,7 +1,5 @@
 //! The three kinds of tokenizer against known ids, their export, and streaming.
 
-
-
 use crate::common::{fixture, gpt2, shakespeare};
 use data::Tokenizer;
 use serde_json::Value;
@@ -88,7 +86,8 @@ fn a_loaded_tokenizer_is_saved_as_it_was_with_the_files_beside_it() {
     assert_eq!(std::fs::read(to.path().join("tokenizer.json")).unwrap(), json);
     assert_eq!(std::fs::read(to.path().join("tokenizer_config.json")).unwrap(), config);
     gpt2().save(to.path()).unwrap();
-    let config: Value = serde_json::from_slice(&std::fs::read(to.path().join("tokenizer_config.json")).unwrap()).unwrap();
+    let config: Value =
+        serde_json::from_slice(&std::fs::read(to.path().join("tokenizer_config.json")).unwrap()).unwrap();
     assert_eq!(config["eos_token"], "<|endoftext|>");
     assert_eq!(config["tokenizer_class"], "PreTrainedTokenizerFast");
 }
@@ -143,7 +142,9 @@ fn a_sentencepiece_decoder_streams_spaces_between_words() {
 fn a_file_that_is_no_tokenizer_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tokenizer.json");
-    for (content, problem) in [("{", "not valid JSON"), ("{}", "it has no \"model\""), ("{\"model\": {\"type\": \"X\"}}", "")] {
+    for (content, problem) in
+        [("{", "not valid JSON"), ("{}", "it has no \"model\""), ("{\"model\": {\"type\": \"X\"}}", "")]
+    {
         std::fs::write(&path, content).unwrap();
         let error = Tokenizer::load(&path).unwrap_err().to_string();
         assert!(error.contains("tokenizer.json: ") && error.contains(problem), "{error}");

@@ -7,7 +7,7 @@ use generate::{LoadOptions, LoadedModel};
 use models::ModelConfig;
 use models::hf::GenerationConfig;
 use models::weights::WeightSource;
-use serde_json::{Value, json};
+use serde_json::json;
 use tensor::MemoryKind;
 use testing::fixtures::Fixture;
 
@@ -18,13 +18,11 @@ pub(crate) fn fixture_model(name: &str, threads: usize) -> LoadedModel {
 }
 
 /// A model of bytes, with the byte tokenizer and random weights.
-pub(crate) fn byte_model(changes: Value) -> LoadedModel {
-    let mut config = json!({
+pub(crate) fn byte_model() -> LoadedModel {
+    let config = json!({
         "model_type": "llama", "vocab_size": 256, "hidden_size": 256, "intermediate_size": 16, "num_hidden_layers": 1,
         "num_attention_heads": 2, "max_position_embeddings": 64, "bos_token_id": null, "eos_token_id": null
     });
-    let (Value::Object(config_keys), Value::Object(changes)) = (&mut config, changes) else { panic!("objects") };
-    config_keys.extend(changes);
     let config = ModelConfig::from_json(&config, "test").expect("a good configuration");
     let weights = |_: &_| Ok(WeightSource::Random { seed: 1 });
     let generation = GenerationConfig::default();
@@ -43,7 +41,7 @@ pub(crate) fn set_weight(loaded: &LoadedModel, name: &str, value: impl Fn(usize,
 
 /// A model of bytes that, after a byte of `text`, is nearly certain of the one that follows there. No byte comes twice.
 pub(crate) fn parrot(text: &str) -> LoadedModel {
-    let loaded = byte_model(json!({}));
+    let loaded = byte_model();
     let bytes = text.as_bytes();
     set_weight(&loaded, "model.embed_tokens.weight", |byte, column| f32::from(u8::from(byte == column)));
     set_weight(&loaded, "model.layers.0.self_attn.o_proj.weight", |_, _| 0.0);

@@ -14,6 +14,8 @@ use crate::element::Element;
 
 /// Registers side by side in a tile of C.
 pub(super) const COL_VECTORS: usize = 2;
+/// Steps of k before the end of a tile of registers at which the lines of C are asked for.
+const PREFETCH_STEPS: usize = 64;
 /// The widest vector, in words.
 pub(super) const MAX_LANES: usize = 16;
 
@@ -231,10 +233,15 @@ unsafe fn registers<S: Simd, C: Element, const R: usize, const V: usize>(
     row: usize,
     col: usize,
 ) {
-    prefetch_rows::<S, C, R>(tile, row, col);
+    let prefetch_from = tile.k_words.saturating_sub(PREFETCH_STEPS);
     let mut acc = [[s.zero(); V]; R];
     let (mut a, mut b) = (a.as_ptr(), b.as_ptr());
-    for _ in 0..tile.k_words {
+    for step in 0..tile.k_words {
+        // One row of C at a time: the loads of the panels must not queue behind it.
+        let next_row = step.wrapping_sub(prefetch_from);
+        if next_row < R {
+            prefetch_row::<S, C>(tile, row + next_row, col);
+        }
         let mut b_row = [s.zero(); V];
         // SAFETY: each step takes one row of `k_words` of either panel, which are `LANES` and `COL_VECTORS * LANES` wide.
         unsafe {
@@ -349,19 +356,17 @@ unsafe fn finish<S: Simd, C: Element>(s: S, tile: &Tile<C>, row: usize, col: usi
     }
 }
 
-/// Asks for the part of C, or of the sum, that a tile of registers will write, so that it arrives while k runs.
+/// Asks for the part of C, or of the sum, that a tile of registers will write.
 #[inline(always)]
-fn prefetch_rows<S: Simd, C, const R: usize>(tile: &Tile<C>, row: usize, col: usize) {
-    for i in row..row + R {
-        if tile.is_last {
-            let c = tile.c.wrapping_add(i * tile.c_stride + col);
-            prefetch(c);
-            prefetch(c.wrapping_add(S::LANES));
-        } else {
-            let sum = tile.sum.wrapping_add(i * tile.sum_stride + col);
-            prefetch(sum);
-            prefetch(sum.wrapping_add(S::LANES));
-        }
+fn prefetch_row<S: Simd, C>(tile: &Tile<C>, row: usize, col: usize) {
+    if tile.is_last {
+        let c = tile.c.wrapping_add(row * tile.c_stride + col);
+        prefetch(c);
+        prefetch(c.wrapping_add(S::LANES));
+    } else {
+        let sum = tile.sum.wrapping_add(row * tile.sum_stride + col);
+        prefetch(sum);
+        prefetch(sum.wrapping_add(S::LANES));
     }
 }
 

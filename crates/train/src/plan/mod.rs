@@ -39,9 +39,8 @@ const DEFAULT_SEQUENCE_LENGTH: usize = 1024;
 pub fn sequence_length(config: &RunConfig, max_positions: Option<usize>) -> Result<usize, ConfigError> {
     let given = config.data.as_ref().and_then(|data| data.sequence_length);
     match (given, max_positions) {
-        (Some(given), Some(max)) if given > max => Err(config.error(format!(
-            "data.sequence_length is {given}; it must be at most {max}, the positions of the model"
-        ))),
+        (Some(given), Some(max)) if given > max => Err(config
+            .error(format!("data.sequence_length is {given}; it must be at most {max}, the positions of the model"))),
         (Some(0), _) => Err(config.error("data.sequence_length is 0; it must be at least 1")),
         (Some(given), _) => Ok(given),
         (None, max) => Ok(max.map_or(DEFAULT_SEQUENCE_LENGTH, |max| max.min(DEFAULT_SEQUENCE_LENGTH))),
@@ -94,7 +93,11 @@ impl RunPlan {
         }
         if self.steps > 0 {
             // One length only, so that run.json is a run file again.
-            derived.extend([("run.steps", json!(self.steps)), ("run.epochs", Value::Null), ("run.tokens", Value::Null)]);
+            derived.extend([
+                ("run.steps", json!(self.steps)),
+                ("run.epochs", Value::Null),
+                ("run.tokens", Value::Null),
+            ]);
         }
         config.resolved(&derived)
     }

@@ -61,26 +61,15 @@ impl PlanReport {
         };
         let mut origin = ModelOrigin::open(config, source)?;
         let sequence_length = plan::sequence_length(config, Some(origin.config.max_positions()))?;
-        let tokenizer = match &config.data {
-            Some(section) if origin.config.vocab_size.is_none() => {
-                let cache = section.cache.clone().map_or_else(data::default_cache, Ok)?;
-                data::choose_tokenizer(section, origin.tokenizer.as_ref(), &cache)?
-            }
-            _ => origin.tokenizer.clone(),
-        };
+        let tokenizer = origin.tokenizer_of(config)?;
         let model = origin.build(tokenizer.as_ref(), sequence_length)?;
         let mut plan = RunPlan::resolve(config, sequence_length, 0)?;
         plan.batch = batch;
         let resolved = plan.resolved(config);
         let parameters = model.num_parameters() as u64;
         let stage = config.zero_optimization.stage;
-        let (memory, flops_per_token) = dry_step(Engine::on_queue(
-            model,
-            with_optimizer(config),
-            &WeightSource::Shapes,
-            plan,
-            dry::queue(),
-        )?)?;
+        let (memory, flops_per_token) =
+            dry_step(Engine::on_queue(model, with_optimizer(config), &WeightSource::Shapes, plan, dry::queue())?)?;
         let memory_per_rank = memory.into_iter().map(|(kind, bytes)| (kind, sharded(kind, bytes, stage, ranks)));
         Ok(Self {
             config: resolved,

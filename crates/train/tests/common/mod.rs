@@ -1,0 +1,77 @@
+//! Small runs for the tests of this crate.
+
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use serde_json::{Value, json};
+use std::path::Path;
+use train::event::StepMetrics;
+use train::run::Stop;
+use train::{Event, Outcome, Run, RunConfig};
+
+/// The Shakespeare text that the example trains on.
+pub(crate) fn shakespeare() -> String {
+    format!("{}/../../examples/data/tinyshakespeare.txt", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A two-layer GPT on bytes with dropout: what the runs below change.
+pub(crate) fn small(output: &Path) -> Value {
+    json!({
+        "model": { "config": { "model_type": "gpt2", "vocab_size": 256, "n_positions": 32, "n_embd": 32, "n_layer": 2,
+                               "n_head": 4, "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1 } },
+        "data": { "train": shakespeare(), "tokenizer": "byte", "sequence_length": 32 },
+        "run": { "output": output, "steps": 12, "checkpoint_every": 5, "seed": 3 },
+        "train_batch_size": 8,
+        "optimizer": { "type": "AdamW", "params": { "lr": 1e-2 } },
+    })
+}
+
+/// Sets `path` (keys with dots) of a run file.
+pub(crate) fn set(config: &mut Value, path: &str, value: Value) {
+    let mut at = config;
+    for key in path.split('.') {
+        at = &mut at[key];
+    }
+    *at = value;
+}
+
+/// Every step's metrics and how the run ended.
+pub(crate) struct Trained {
+    pub(crate) steps: Vec<StepMetrics>,
+    pub(crate) notices: Vec<String>,
+    pub(crate) outcome: Outcome,
+}
+
+impl Trained {
+    /// The bits of each loss.
+    pub(crate) fn losses(&self) -> Vec<u64> {
+        self.steps.iter().map(|step| step.loss.to_bits()).collect()
+    }
+}
+
+/// Runs a run file; `stop_after`: a signal comes during that step.
+pub(crate) fn run(config: &Value, resume: bool, stop_after: Option<u64>) -> Trained {
+    try_run(config, resume, stop_after).unwrap_or_else(|error| panic!("{error}"))
+}
+
+pub(crate) fn try_run(config: &Value, resume: bool, stop_after: Option<u64>) -> Result<Trained, train::TrainError> {
+    let (mut steps, mut notices, stop) = (Vec::new(), Vec::new(), Stop::default());
+    let flag = stop.clone();
+    let mut watch = |event: Event<'_>| match event {
+        Event::Step(metrics) => {
+            steps.push(metrics.clone());
+            if Some(metrics.step) == stop_after {
+                flag.0.store(15, std::sync::atomic::Ordering::Relaxed);
+            }
+        }
+        Event::Notice(text) => notices.push(text.to_owned()),
+        _ => {}
+    };
+    let config = RunConfig::from_value(config.clone(), "test")?;
+    let outcome = Run::prepare(config, resume, &mut watch)?.execute(&mut watch, &stop)?;
+    Ok(Trained { steps, notices, outcome })
+}
+
+/// The bytes of a run's final model.
+pub(crate) fn weights(output: &Path) -> Vec<u8> {
+    std::fs::read(output.join("model/model.safetensors")).expect("the final model")
+}

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Everything that must hold: format, lints, docs, the README's command on a short run, and all tests.
+# Installs what is missing of the Rust toolchain. Needs nothing but Rust. The tests come last, so that their summary closes.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+component() { # command, rustup component
+  cargo "$1" --version >/dev/null 2>&1 || rustup component add "$2"
+}
+component fmt rustfmt
+component clippy clippy
+
+say() { printf '\n== %s\n' "$1"; }
+
+say "format"
+cargo fmt --all --check
+
+say "lints"
+cargo clippy --workspace --all-targets --quiet -- -D warnings
+
+say "docs"
+RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
+
+say "the README's command, cut to 20 steps"
+output=$(mktemp -d)
+trap 'rm -rf "$output"' EXIT
+cargo run --release --quiet -- train examples/shakespeare.json \
+  --set run.output="$output/run" --set run.steps=20 --set run.sample_tokens=20
+test -s "$output/run/model/model.safetensors"
+
+say "tests"
+if cargo nextest --version >/dev/null 2>&1; then
+  cargo test --release --workspace --doc --quiet
+  cargo nextest run --release --workspace --no-fail-fast
+else
+  cargo test --release --workspace --no-fail-fast
+fi
