@@ -6,7 +6,7 @@
 //! the bytes of the weight a second are printed as well.
 
 use kernels::gemm::{GemmArgs, GemmInput, Mat, MatMut, gemm};
-use kernels::{Cpu, Element, Isa, bf16, f16};
+use kernels::{Cpu, Element, Isa, bf16, f16, peak};
 use std::time::Instant;
 
 const TIMED_SECONDS: f64 = 0.3;
@@ -47,8 +47,8 @@ fn main() {
     let isa = args.get(1).map_or(Isa::detect(), |name| Isa::at_most(name).expect("the name of an instruction set"));
     let filter = args.get(2).map_or("", String::as_str);
     let cpu = Cpu::new(threads, true, isa);
-    let f32_peak = peak::f32_gflops(isa) * threads as f64;
-    let bf16_peak = peak::bf16_gflops(isa) * threads as f64;
+    let f32_peak = peak::f32_flops(isa) / 1e9 * threads as f64;
+    let bf16_peak = peak::bf16_flops(isa) / 1e9 * threads as f64;
     println!("{isa}, {threads} threads; peak f32 {f32_peak:.0} GFLOP/s, bf16 {bf16_peak:.0} GFLOP/s");
     println!("{:<30} {:>10} {:>10} {:>7}", "product", "us", "GFLOP/s", "peak");
     for (m, n, k) in SHAPES {
@@ -132,82 +132,4 @@ fn cpu_seconds() -> f64 {
 fn wall_seconds() -> f64 {
     static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
     START.get_or_init(Instant::now).elapsed().as_secs_f64()
-}
-
-/// The rate of the multiply-add instruction itself, on registers.
-mod peak {
-    use super::*;
-
-    const STEPS: usize = 64 << 10;
-    const CHAINS: usize = 12;
-
-    /// f32 GFLOP/s of one core.
-    pub(super) fn f32_gflops(isa: Isa) -> f64 {
-        #[cfg(target_arch = "x86_64")]
-        if isa.has_avx512() {
-            // SAFETY: the machine has AVX-512.
-            return rate(32, || unsafe { x86::avx512() });
-        } else if isa.has_avx2() {
-            // SAFETY: the machine has AVX2 and FMA.
-            return rate(16, || unsafe { x86::avx2() });
-        }
-        let _ = isa;
-        rate(8, || {
-            let (mut acc, a) = ([[0f32; 4]; CHAINS], std::hint::black_box([0.5f32; 4]));
-            for _ in 0..STEPS {
-                acc.iter_mut().for_each(|acc| *acc = std::array::from_fn(|i| acc[i] * a[i] + a[i]));
-            }
-            std::hint::black_box(acc);
-        })
-    }
-
-    /// bf16 GFLOP/s of one core; where bf16 has no instruction, those of f32.
-    pub(super) fn bf16_gflops(isa: Isa) -> f64 {
-        #[cfg(target_arch = "x86_64")]
-        if isa.has_avx512_bf16() {
-            // SAFETY: the machine has AVX-512 BF16.
-            return rate(64, || unsafe { x86::avx512_bf16() });
-        }
-        f32_gflops(isa)
-    }
-
-    /// GFLOP/s of a loop of `STEPS` times `CHAINS` instructions of `flops` each.
-    fn rate(flops: usize, mut work: impl FnMut()) -> f64 {
-        (flops * STEPS * CHAINS) as f64 / quartile_seconds(cpu_seconds, &mut work) / 1e9
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    mod x86 {
-        use super::{CHAINS, STEPS};
-        use std::arch::x86_64::*;
-        use std::hint::black_box;
-
-        #[target_feature(enable = "avx512f")]
-        pub(super) fn avx512() {
-            let (mut acc, a) = ([_mm512_setzero_ps(); CHAINS], black_box(_mm512_set1_ps(0.5)));
-            for _ in 0..STEPS {
-                acc.iter_mut().for_each(|acc| *acc = _mm512_fmadd_ps(a, a, *acc));
-            }
-            black_box(acc);
-        }
-
-        #[target_feature(enable = "avx512f,avx512bf16")]
-        pub(super) fn avx512_bf16() {
-            let zero = _mm512_setzero_ps();
-            let (mut acc, a) = ([zero; CHAINS], black_box(_mm512_cvtne2ps_pbh(zero, zero)));
-            for _ in 0..STEPS {
-                acc.iter_mut().for_each(|acc| *acc = _mm512_dpbf16_ps(*acc, a, a));
-            }
-            black_box(acc);
-        }
-
-        #[target_feature(enable = "avx2,fma")]
-        pub(super) fn avx2() {
-            let (mut acc, a) = ([_mm256_setzero_ps(); CHAINS], black_box(_mm256_set1_ps(0.5)));
-            for _ in 0..STEPS {
-                acc.iter_mut().for_each(|acc| *acc = _mm256_fmadd_ps(a, a, *acc));
-            }
-            black_box(acc);
-        }
-    }
 }

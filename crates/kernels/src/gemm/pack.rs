@@ -76,7 +76,7 @@ unsafe fn transpose<S: Simd, T: Element>(s: S, strip: &Strip<T>, first: usize, o
                 // SAFETY: the line and element `k` exist.
                 *reg = unsafe {
                     let src = strip.src.add((first + line) * strip.line_stride + k);
-                    prefetch(src.wrapping_add(lines * strip.line_stride));
+                    prefetch(src.wrapping_add(AHEAD_SQUARES * S::LANES * S::K_PER_WORD));
                     s.along_k(src, strip.k - k)
                 };
             }
