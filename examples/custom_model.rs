@@ -92,7 +92,7 @@ fn parallel(builder: &mut ModelBuilder, name: &str) -> Parallel {
 }
 
 /// Trains on a text file; returns the number of steps done and the loss over the validation data.
-pub fn train(text: &Path, output: &Path, steps: u64) -> std::result::Result<(u64, f64), TrainError> {
+pub(crate) fn train(text: &Path, output: &Path, steps: u64) -> std::result::Result<(u64, f64), TrainError> {
     let config = json!({
         "model": { "config": { "model_type": "custom" } },
         "data": { "train": text, "validation": { "split": 0.1 }, "tokenizer": "char", "sequence_length": POSITIONS_IN_A_ROW },

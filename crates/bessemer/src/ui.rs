@@ -70,9 +70,10 @@ impl Ui {
         if done == total {
             self.bar.finish_and_clear();
             self.phase = Phase::None;
-            self.line(&format!("tokenized {source}: {} bytes", HumanCount(total)), || {
-                json!({"event": "tokenized", "source": source, "bytes": total})
-            });
+            self.line(
+                &format!("tokenized {source}: {} bytes", HumanCount(total)),
+                || json!({"event": "tokenized", "source": source, "bytes": total}),
+            );
         }
     }
 
@@ -134,9 +135,10 @@ impl Ui {
             // Nobody reads standard output any more: the run itself is done and saved.
             let _ = writeln!(std::io::stdout(), "{text}");
         } else {
-            self.line(&format!("--- sample after step {step}\n{text}\n---"), || {
-                json!({"event": "sample", "step": step, "text": text})
-            });
+            self.line(
+                &format!("--- sample after step {step}\n{text}\n---"),
+                || json!({"event": "sample", "step": step, "text": text}),
+            );
         }
     }
 }
@@ -156,17 +158,20 @@ impl Observer for Ui {
                 }
             }
             Event::Evaluated { step, loss, perplexity } => {
-                self.line(&format!("step {step}  validation loss {loss:.4}  perplexity {perplexity:.2}"), || {
-                    json!({"event": "evaluated", "step": step, "eval_loss": loss, "eval_perplexity": perplexity})
-                });
+                self.line(
+                    &format!("step {step}  validation loss {loss:.4}  perplexity {perplexity:.2}"),
+                    || json!({"event": "evaluated", "step": step, "eval_loss": loss, "eval_perplexity": perplexity}),
+                );
             }
             Event::Sample { step, text, last } => self.sample(step, text, last),
-            Event::Saved { path } => self.line(&format!("saved {}", path.display()), || {
-                json!({"event": "saved", "path": path.display().to_string()})
-            }),
-            Event::Exported { path } => self.line(&format!("the trained model is in {}", path.display()), || {
-                json!({"event": "exported", "path": path.display().to_string()})
-            }),
+            Event::Saved { path } => self.line(
+                &format!("saved {}", path.display()),
+                || json!({"event": "saved", "path": path.display().to_string()}),
+            ),
+            Event::Exported { path } => self.line(
+                &format!("the trained model is in {}", path.display()),
+                || json!({"event": "exported", "path": path.display().to_string()}),
+            ),
         }
     }
 }

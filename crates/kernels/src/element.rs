@@ -93,7 +93,10 @@ mod tests {
         for bits in 0..=u16::MAX {
             let half = f16::from_bits(bits);
             let (got, want) = (Element::to_f32(half), half.to_f32());
-            assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(), "{bits:#x}: got {got}, want {want}");
+            assert!(
+                got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(),
+                "{bits:#x}: got {got}, want {want}"
+            );
         }
         for high in 0..=u32::MAX >> 12 {
             for low in [0u32, 1, 0x7ff, 0x800, 0x801, 0xfff] {

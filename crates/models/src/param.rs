@@ -121,7 +121,7 @@ impl ParamSpec {
 
     /// The global row-major index of every element of one rank's share, as runs in order.
     pub fn share_runs(&self, part_of: &dyn Fn(&str) -> Part) -> Vec<Range<usize>> {
-        let mut runs = vec![0..1];
+        let mut runs: Vec<Range<usize>> = std::iter::once(0..1).collect();
         for dim in &self.dims {
             let (len, ranges) = (dim.len(), dim.share(part_of));
             let whole = ranges.iter().map(Range::len).sum::<usize>() == len;

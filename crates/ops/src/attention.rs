@@ -67,7 +67,7 @@ impl Attention {
     fn keys(&self, env: &Env<'_>, k: Tensor, v: Tensor) -> Result<(Tensor, Tensor, Arc<[Segment]>)> {
         let Some(cache) = env.cache else { return Ok((k, v, Arc::clone(&env.batch.segments))) };
         assert!(env.batch.segments.len() == 1, "Attention: a cache holds one sequence");
-        let mut segment = env.batch.segments[0].clone();
+        let mut segment = env.batch.segments[0];
         let (k, v) = cache.append(env, self.block, &k, &v)?;
         (segment.k_start, segment.k_len, segment.k_position) = (0, k.shape().rows(), 0);
         Ok((k, v, Arc::from([segment])))
@@ -95,8 +95,7 @@ impl Op for Attention {
         let out = env.alloc([shape.rows(), q_width])?;
         let log_sum_exp = env.alloc_f32([layout.num_heads, shape.rows()])?;
         let spec = self.spec(env);
-        let args =
-            AttentionArgs { spec, segments, q: &q, k: &k, v: &v, out: &out, log_sum_exp: &log_sum_exp };
+        let args = AttentionArgs { spec, segments, q: &q, k: &k, v: &v, out: &out, log_sum_exp: &log_sum_exp };
         (env.queue.backend().attention)(env.queue, args)?;
         self.saved = Some((qkv.clone(), out.clone(), log_sum_exp));
         Ok(out)
@@ -124,8 +123,8 @@ impl Op for Attention {
     fn cost(&self, env: &Env<'_>, inputs: &[Tensor]) -> Cost {
         let width = (self.layout.num_heads * self.layout.head_dim) as u64;
         let pairs: u64 = env.batch.segments.iter().map(|s| visible_pairs(s, self.layout.window)).sum();
-        let bytes = (inputs[0].shape().elements() as u64 + inputs[0].shape().rows() as u64 * width)
-            * env.dtype.size() as u64;
+        let bytes =
+            (inputs[0].shape().elements() as u64 + inputs[0].shape().rows() as u64 * width) * env.dtype.size() as u64;
         Cost { flops: 4 * pairs * width, bytes }
     }
 }

@@ -11,9 +11,7 @@
 
 use crate::{Cost, Cx, Env, HeadRequest, Linear, Op, Result, Var};
 use std::ops::Range;
-use tensor::{
-    CopyArgs, CrossEntropyArgs, CrossEntropyBackwardArgs, DType, FillArgs, MemoryKind, Tensor,
-};
+use tensor::{CopyArgs, CrossEntropyArgs, CrossEntropyBackwardArgs, DType, FillArgs, MemoryKind, Tensor};
 
 /// f32 logits of one chunk take about this much memory.
 const CHUNK_BYTES: usize = 64 << 20;

@@ -63,8 +63,7 @@ impl Linear {
     pub(crate) fn backward_input(&self, env: &Env<'_>, dy: &Tensor, dx: &Tensor, accumulate: bool) -> Result<()> {
         let weight = env.params.weight(self.weight)?;
         let transpose_b = self.layout == WeightLayout::InOut;
-        let args =
-            MatmulArgs { a: dy, transpose_a: false, b: &weight, transpose_b, bias: None, out: dx, accumulate };
+        let args = MatmulArgs { a: dy, transpose_a: false, b: &weight, transpose_b, bias: None, out: dx, accumulate };
         Ok((env.queue.backend().matmul)(env.queue, args)?)
     }
 
@@ -72,8 +71,7 @@ impl Linear {
     pub(crate) fn backward_weight(&self, env: &Env<'_>, x: &Tensor, dy: &Tensor) -> Result<()> {
         if let Some(GradSlot { tensor, accumulate }) = env.params.gradient(self.weight)? {
             let (a, b) = if self.layout == WeightLayout::OutIn { (dy, x) } else { (x, dy) };
-            let args =
-                MatmulArgs { a, transpose_a: true, b, transpose_b: false, bias: None, out: &tensor, accumulate };
+            let args = MatmulArgs { a, transpose_a: true, b, transpose_b: false, bias: None, out: &tensor, accumulate };
             (env.queue.backend().matmul)(env.queue, args)?;
         }
         if let Some(bias) = self.bias

@@ -35,10 +35,7 @@ fn linears_side_by_side_share_their_input() {
     let case = Case { inputs: &[shape([5, 13])], params: &params, ..Case::default() };
     let layout = WeightLayout::OutIn;
     check(case, |cx, x, p| {
-        let parts = [
-            Linear { weight: p[0], bias: None, layout },
-            Linear { weight: p[1], bias: Some(p[2]), layout },
-        ];
+        let parts = [Linear { weight: p[0], bias: None, layout }, Linear { weight: p[1], bias: Some(p[2]), layout }];
         cx.linear_concat(x[0], &parts)
     });
 }
@@ -138,7 +135,9 @@ fn attention_with_shared_keys_documents_window_and_dropout() {
         softcap: None,
         dropout: 0.0,
     };
-    for (window, softcap, dropout) in [(None, None, 0.0), (Some(3), None, 0.0), (None, Some(2.0), 0.0), (None, None, 0.3)] {
+    for (window, softcap, dropout) in
+        [(None, None, 0.0), (Some(3), None, 0.0), (None, Some(2.0), 0.0), (None, None, 0.3)]
+    {
         let case = Case {
             inputs: &[shape([13, 8 * 5])],
             ids: &[0; 13],

@@ -395,7 +395,13 @@ fn cross_entropy(queue: &Queue, a: CrossEntropyArgs<&Tensor>) -> Done {
     match a.soft_targets {
         None => kernels::cross_entropy::forward(cpu(queue), &logits, vocab, &targets, &mut logprobs, &mut log_sum_exp),
         Some(soft) => kernels::cross_entropy::soft_forward(
-            cpu(queue), &logits, vocab, &targets, &input(K, soft), &mut logprobs, &mut log_sum_exp,
+            cpu(queue),
+            &logits,
+            vocab,
+            &targets,
+            &input(K, soft),
+            &mut logprobs,
+            &mut log_sum_exp,
         ),
     }
     Ok(())

@@ -60,7 +60,7 @@ impl<'a> Trainee<'a> {
         Self { queue, model, regions, store, recompute: false, dropout_seed: None, adamw, step: 0, moments }
     }
 
-    /// Forward and backward: the log-probability of every target, f32 [N], and the cost of the forward pass.
+    /// Forward and backward: the log-probability of every target, f32 `[N]`, and the cost of the forward pass.
     /// Gradients of the mean cross-entropy are in the store.
     pub fn forward_backward(&self, batch: &Batch, residency: &dyn Residency) -> Result<(Tensor, Cost)> {
         let env = Env {

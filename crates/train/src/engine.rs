@@ -14,8 +14,8 @@ use crate::step::{Accumulated, StepContext, StepReport};
 use crate::training_data::TrainingData;
 use data::{Dataset, Sample};
 use generate::Evaluation;
+use models::Model;
 use models::weights::WeightSource;
-use models::{Model, Pass, Resident};
 use optim::Optimizer;
 use tensor::{Queue, cpu};
 
@@ -190,10 +190,6 @@ impl Engine {
     /// The device failed.
     pub fn evaluate(&self, dataset: &Dataset, observer: &mut dyn Observer) -> Result<Evaluation> {
         run::evaluate(self, dataset, observer)
-    }
-
-    pub(crate) fn pass(&self) -> Pass<'_> {
-        Pass { model: &self.model, residency: &Resident }
     }
 
     /// Takes weights, optimizer state and counters from a checkpoint.

@@ -8,7 +8,7 @@ use ops::ParamId;
 use tensor::{DType, MemoryKind, Queue, SUM_SQUARES_UNIT, SumSquaresArgs, Tensor};
 
 /// The L2 norm over all gradients, not yet multiplied by any factor; not finite if an element is not.
-pub fn grad_norm(queue: &Queue, gradients: &[(ParamId, Tensor)]) -> Result<f64> {
+pub(crate) fn grad_norm(queue: &Queue, gradients: &[(ParamId, Tensor)]) -> Result<f64> {
     let mut partials = Vec::with_capacity(gradients.len());
     for (_, grad) in gradients {
         let units = grad.shape().elements().div_ceil(SUM_SQUARES_UNIT);
@@ -25,6 +25,6 @@ pub fn grad_norm(queue: &Queue, gradients: &[(ParamId, Tensor)]) -> Result<f64> 
 
 /// What the gradient is multiplied by so that its norm is at most `max_norm`; 0 turns clipping off.
 /// As `torch.nn.utils.clip_grad_norm_`: `max_norm / (norm + 1e-6)`, at most 1.
-pub fn clip_factor(norm: f64, max_norm: f64) -> f64 {
+pub(crate) fn clip_factor(norm: f64, max_norm: f64) -> f64 {
     if max_norm == 0.0 { 1.0 } else { (max_norm / (norm + 1e-6)).min(1.0) }
 }

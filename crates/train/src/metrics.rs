@@ -58,6 +58,14 @@ impl MetricsFile {
         self.file.write_all(format!("{metrics}\n").as_bytes()).map_err(TrainError::io(&self.path, "write"))
     }
 
+    /// Puts every line on the disk.
+    ///
+    /// # Errors
+    /// [`TrainError::Io`].
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(TrainError::io(&self.path, "write"))
+    }
+
     /// Every whole line of the file at `path`.
     ///
     /// # Errors

@@ -377,12 +377,10 @@ impl<'a> Loop<'a> {
         };
         let tensors: Vec<StateTensor<'_>> = engine.state.tensors(&engine.model, engine.optimizer.as_ref());
         let specs: Vec<TensorSpec> = (tensors.iter())
-            .map(|StateTensor { name, kind, tensor }| {
-                let (shape, elements) = (tensor.shape().dims().to_vec(), tensor.shape().elements());
-                let (name, kind) = ((*name).to_owned(), (*kind).to_owned());
-                TensorSpec { name, kind, shape, runs: vec![0..elements] }
-            })
+            .map(|StateTensor { name, kind, tensor }| TensorSpec::whole(*name, *kind, tensor.shape().dims()))
             .collect();
+        // The lines up to this step must be as safe as the checkpoint behind them.
+        self.metrics.sync()?;
         let folder = self.output.checkpoints();
         let path = checkpoint::write(&folder, &head, &specs, &mut |index| -> Result<Vec<f32>> {
             Ok(engine.queue.read(tensors[index].tensor)?)

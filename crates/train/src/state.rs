@@ -61,8 +61,8 @@ impl TrainState {
             }
             let compute = (dtype != DType::F32).then(|| weights::cast(queue, &master, dtype)).transpose()?;
             store.set_weight(id, Some(compute.as_ref().unwrap_or(&master).clone()));
-            let zero = |_: &&str| queue.zeros(MemoryKind::Optimizer, DType::F32, spec.shape());
-            let states = optimizer.states().iter().map(|name| zero(&name)).collect::<Result<_, _>>()?;
+            let zeros = |_| queue.zeros(MemoryKind::Optimizer, DType::F32, spec.shape());
+            let states = optimizer.states().iter().map(zeros).collect::<Result<_, _>>()?;
             trained.push(Trained { id, master, compute, states, decays: decays(&spec.name) });
         }
         store.allocate_gradients(queue)?;

@@ -80,9 +80,7 @@ pub(crate) fn run(args: Args, global: Global) -> Result<(), Failure> {
 }
 
 fn json(measured: &Measured) -> Value {
-    let kernel = |(name, times): &(String, Times)| {
-        json!({"kernel": name, "calls": times.calls, "seconds": times.seconds, "flops": times.flops})
-    };
+    let kernel = |(name, times): &(String, Times)| json!({"kernel": name, "calls": times.calls, "seconds": times.seconds, "flops": times.flops});
     json!({
         "tokens_per_second": measured.tokens_per_second,
         "step_seconds": measured.step_seconds,
@@ -98,7 +96,11 @@ fn json(measured: &Measured) -> Value {
 fn print_kernels(measured: &Measured, steps: u64) -> Result<(), Failure> {
     let mut out = stdout().lock();
     let step = |times: &Times| times.seconds / steps as f64;
-    writeln!(out, "{:<48} {:>7} {:>10} {:>7} {:>10} {:>6}", "kernel", "calls", "ms a step", "share", "GFLOP/s", "peak")?;
+    writeln!(
+        out,
+        "{:<48} {:>7} {:>10} {:>7} {:>10} {:>6}",
+        "kernel", "calls", "ms a step", "share", "GFLOP/s", "peak"
+    )?;
     for (name, times) in &measured.kernels {
         let (calls, share) = (times.calls / steps, 100.0 * step(times) / measured.step_seconds);
         write!(out, "{name:<48} {calls:>7} {:>10.3} {share:>6.1}%", 1e3 * step(times))?;

@@ -71,9 +71,8 @@ fn pre_norm(
     });
     let out = builder.linear(&format!("{name}.self_attn.o_proj"), q, embed.clone(), attention);
     let mlp_norm = rms_norm(builder, &format!("{name}.post_attention_layernorm.weight"), llama);
-    let up = ["gate", "up"].map(|which| {
-        builder.linear(&format!("{name}.mlp.{which}_proj"), embed.clone(), mlp.clone(), feed)
-    });
+    let up = ["gate", "up"]
+        .map(|which| builder.linear(&format!("{name}.mlp.{which}_proj"), embed.clone(), mlp.clone(), feed));
     let down = builder.linear(&format!("{name}.mlp.down_proj"), mlp, embed, feed);
     PreNorm {
         attention_norm,
