@@ -12,7 +12,7 @@
 //! | [`checkpoint`] | what is kept so that a run can go on bit for bit |
 //! | [`metrics`] | one JSON line a step |
 //! | [`pretrained`] | a trained model opened again, checkpoints included |
-//! | [`bench`] | how fast this machine trains a model |
+//! | [`bench`](mod@bench) | how fast this machine trains a model |
 #![forbid(unsafe_code)]
 
 pub mod bench;
