@@ -24,6 +24,7 @@ use crate::remember::{beside, remember};
 
 const MAGIC: [u8; 8] = *b"BSMRTOK1";
 const FOOTER_BYTES: usize = 128;
+const BLOCK_BYTES: usize = 1 << 18;
 
 /// Fixed facts at the end of a cache file.
 #[repr(C)]
@@ -93,8 +94,9 @@ impl TokenStore {
         let Some(layout) = layout else {
             return Ok(Err(Some(format!("its size, {size} bytes, is not what its footer says"))));
         };
-        let payload = &map[..layout.starts.end];
-        let found: [u8; 32] = remember(cache, &path, "payload", || Ok(Sha256::digest(payload).into()))?;
+        let payload = layout.starts.end as u64;
+        let found =
+            remember(cache, &path, "payload", || hash_of_start(&file, payload).map_err(DataError::io(&path, "read")))?;
         if found != footer.payload_sha256 {
             return Ok(Err(Some("its content does not have the checksum in its footer".to_owned())));
         }
@@ -149,6 +151,19 @@ impl TokenStore {
             labels.extend(ids.into_iter().map(|id| id as i32));
         }
     }
+}
+
+/// SHA-256 of the first `num_bytes` of a file, read in blocks: through the map, all of it would become resident.
+fn hash_of_start(mut file: &File, num_bytes: u64) -> std::io::Result<[u8; 32]> {
+    let (mut hasher, mut block, mut left) = (Sha256::new(), vec![0; BLOCK_BYTES], num_bytes as usize);
+    file.seek(SeekFrom::Start(0))?;
+    while left > 0 {
+        let count = left.min(BLOCK_BYTES);
+        file.read_exact(&mut block[..count])?;
+        hasher.update(&block[..count]);
+        left -= count;
+    }
+    Ok(hasher.finalize().into())
 }
 
 fn path_of(cache: &Path, key: &[u8; 32]) -> PathBuf {
@@ -244,7 +259,7 @@ impl Beside {
         let path = beside(target);
         let file = File::options().read(true).write(true).create_new(true).open(&path);
         let file = file.map_err(DataError::io(&path, "create (data.cache)"))?;
-        Ok(Self { path, out: BufWriter::with_capacity(1 << 18, file), len: 0, hasher: Sha256::new() })
+        Ok(Self { path, out: BufWriter::with_capacity(BLOCK_BYTES, file), len: 0, hasher: Sha256::new() })
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
@@ -262,7 +277,7 @@ impl Beside {
         other.out.flush().map_err(DataError::io(&other.path, "write"))?;
         let mut file = other.out.get_ref();
         file.seek(SeekFrom::Start(0)).map_err(DataError::io(&other.path, "read"))?;
-        let mut block = vec![0; 1 << 18];
+        let mut block = vec![0; BLOCK_BYTES];
         loop {
             match file.read(&mut block).map_err(DataError::io(&other.path, "read"))? {
                 0 => return Ok(()),

@@ -2,8 +2,9 @@
 //!
 //!     cargo bench -p bessemer-kernels --bench gemm -- [threads] [instruction set] [name filter]
 //!
-//! Each number is the lower quartile of the timed repetitions, since neighbours on the machine only ever slow them down. The products of generation are bound by memory: for them
-//! the bytes of the weight a second are printed as well.
+//! Each number is the lower quartile of the timed repetitions: neighbours on the machine only ever slow them down. On one
+//! thread the time is that which the thread was on a core. The products of generation are bound by memory: for them the
+//! bytes of the weight a second are printed as well.
 
 use kernels::gemm::{GemmArgs, GemmInput, Mat, MatMut, gemm};
 use kernels::{Cpu, Element, Isa, bf16, f16, peak};
@@ -12,7 +13,7 @@ use std::time::Instant;
 const TIMED_SECONDS: f64 = 0.3;
 const SAMPLE_SECONDS: f64 = 2e-4;
 
-/// Forms of training: `y = x w^T`, `dx = dy w`, `dw = dy^T x` (added to f32), and `y = x w`'s kin by strides alone.
+/// The forms of training, by what is transposed: `y = x w^T`, `dx = dy w`, `dw = dy^T x` (which is added to `dw`).
 #[derive(Clone, Copy, Debug)]
 enum Form {
     Nt,

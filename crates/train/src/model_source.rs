@@ -3,7 +3,7 @@
 use crate::config::{ModelSource, RunConfig};
 use crate::error::{Result, TrainError};
 use data::Tokenizer;
-use models::families::presets;
+use models::families::{TokenIds, presets};
 use models::weights::WeightSource;
 use models::{Model, ModelConfig, registry};
 use std::path::{Path, PathBuf};
@@ -18,6 +18,8 @@ pub struct ModelOrigin {
     pub tokenizer: Option<Tokenizer>,
     /// Where messages say the configuration stands.
     place: String,
+    /// The configuration says itself which tokens begin and end a text.
+    names_tokens: bool,
 }
 
 impl ModelOrigin {
@@ -33,7 +35,9 @@ impl ModelOrigin {
                 let place = "model.config".to_owned();
                 let value = serde_json::Value::Object(value.clone());
                 let model = ModelConfig::from_json(&value, &place).map_err(|error| config.error(error))?;
-                Ok(Self { config: model, folder: None, tokenizer: None, place: format!("{}: {place}", config.name()) })
+                let names_tokens = ["bos_token_id", "eos_token_id"].iter().any(|key| value.get(key).is_some());
+                let place = format!("{}: {place}", config.name());
+                Ok(Self { config: model, folder: None, tokenizer: None, place, names_tokens })
             }
         }
     }
@@ -41,7 +45,7 @@ impl ModelOrigin {
     fn preset(name: &str) -> Result<Self, models::hf::ConfigError> {
         let place = "model.preset".to_owned();
         let config = presets::preset(name, &place)?;
-        Ok(Self { config, folder: None, tokenizer: None, place })
+        Ok(Self { config, folder: None, tokenizer: None, place, names_tokens: false })
     }
 
     fn folder(path: &Path) -> Result<Self> {
@@ -62,7 +66,7 @@ impl ModelOrigin {
         let file = folder.join("tokenizer.json");
         let tokenizer = file.exists().then(|| Tokenizer::load(&file)).transpose()?;
         let place = folder.join("config.json").display().to_string();
-        Ok(Self { config, folder: Some(folder), tokenizer, place })
+        Ok(Self { config, folder: Some(folder), tokenizer, place, names_tokens: true })
     }
 
     /// The tokenizer of a run whose data are not opened; made only where the vocabulary depends on it.
@@ -82,6 +86,12 @@ impl ModelOrigin {
             (Some(tokenizer), _) => {
                 let resolved = self.config.resolve_vocab_size(tokenizer.vocab_size(), &self.place);
                 resolved.map_err(models::hf::HfError::from)?;
+                if !self.names_tokens {
+                    // A family's usual ids would be ordinary tokens of this tokenizer.
+                    let end_of_text = tokenizer.end_of_text();
+                    let eos = end_of_text.into_iter().collect();
+                    self.config.tokens = TokenIds { bos: end_of_text, eos, pad: None };
+                }
             }
             (None, Some(_)) => {}
             (None, None) => {

@@ -19,7 +19,7 @@ fn the_first_losses_of_a_small_gpt_with_dropout_stay_what_they_were() {
             set(&mut config, "run.isa", json!(isa.to_string()));
             let steps = run(&config, false, None).steps;
             let losses: Vec<(String, f64)> =
-                steps.iter().map(|step| (format!("loss of step {}", step.step), step.loss)).collect();
+                steps.iter().map(|step| (format!("loss_of_step_{}", step.step), step.loss)).collect();
             check(file, &losses, Bound::Absolute(bound));
         }
     }
