@@ -27,8 +27,8 @@ pub const CHUNK_BYTES: usize = 128 << 10;
 /// The least chunk: an overlap on both sides must fit into it several times.
 pub const LEAST_CHUNK_BYTES: usize = 8 << 10;
 
-/// Pieces in a batch per thread: enough that threads seldom wait for the slowest.
-const PIECES_PER_THREAD: usize = 16;
+/// Bytes of text in a batch per thread: enough pieces that threads seldom wait for the slowest.
+const BATCH_BYTES_PER_THREAD: u64 = 16 * CHUNK_BYTES as u64;
 
 /// What tokenising needs besides text.
 pub(crate) struct Workers<'a> {
@@ -57,7 +57,7 @@ impl<'a> Workers<'a> {
     }
 
     fn batch_len(&self) -> usize {
-        self.pool.current_num_threads() * PIECES_PER_THREAD
+        self.pool.current_num_threads() * (BATCH_BYTES_PER_THREAD / self.chunk_bytes).max(1) as usize
     }
 
     /// One document per span.

@@ -35,10 +35,10 @@ impl Head {
         env.params.shape(self.linear.weight).rows()
     }
 
-    /// Ranges of tokens, cut by shape alone.
+    /// Ranges of tokens, cut by shape alone: as few as memory allows and as equal, since a short product is a slow one.
     fn chunks(&self, env: &Env<'_>, num_tokens: usize) -> impl Iterator<Item = Range<usize>> + use<> {
-        let fitting = CHUNK_BYTES / (size_of::<f32>() * self.vocab_size(env));
-        let len = (fitting / 16 * 16).max(16);
+        let fitting = (CHUNK_BYTES / (size_of::<f32>() * self.vocab_size(env))).max(16);
+        let len = num_tokens.div_ceil(num_tokens.div_ceil(fitting).max(1)).next_multiple_of(16);
         (0..num_tokens.div_ceil(len)).map(move |i| i * len..((i + 1) * len).min(num_tokens))
     }
 

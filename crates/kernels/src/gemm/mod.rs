@@ -1,17 +1,17 @@
 //! Matrix products: `c = a b (+ bias) (+ c)`, f32 accumulation, rounded once to the format of `c`.
 //!
-//! One blocked driver ([`block`]) copies parts of `a` and `b` into panels ([`pack`]) and runs one micro-kernel body
-//! ([`micro`]) on them, compiled for each instruction set: `micro_avx512_bf16` (pairs of bf16, `vdpbf16ps`),
+//! One blocked driver (`block`) copies parts of `a` and `b` into panels (`pack`) and runs one micro-kernel body
+//! (`micro`) on them, compiled for each instruction set: `micro_avx512_bf16` (pairs of bf16, `vdpbf16ps`),
 //! `micro_avx512`, `micro_avx2` (both f32 fused multiply-add; bf16 and f16 become f32 while they are packed) and
-//! `scalar` (portable, not fused). Up to [`skinny::MAX_ROWS`] rows against a weight stored `[n, k]`, the product of
-//! token-by-token generation, are bound by memory: [`skinny`] streams the weight once and packs nothing.
+//! `scalar` (portable, not fused). Up to eight rows against a weight stored `[n, k]`, the product of
+//! token-by-token generation, are bound by memory: `skinny` streams the weight once and packs nothing.
 //!
 //! Source: Goto & van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication"; Van Zee & van de Geijn 2015,
 //! "BLIS". We pack both operands in one parallel pass, then cut C into tiles.
 //!
 //! # Invariants
-//! - An element of C is computed by one task over the whole of k, in an order that depends on the shape, the types and
-//!   the instruction set alone: the same bits come out of any number of threads.
+//! - An element of C is summed over the blocks of k in order, each block by one task. The blocks and the order inside
+//!   them depend on the shape, the types and the instruction set alone: any number of threads gives the same bits.
 //! - Nothing is allocated per call once the scratch of the calling thread has grown to the shapes in use.
 //! - `vdpbf16ps` takes subnormal inputs as zero and flushes subnormal sums; the other instruction sets keep them.
 
@@ -117,7 +117,7 @@ mod sealed {
 ///   `a: row_major(x, k), b: transposed(w, k)`; `dx = dy w` is `row_major(dy, n), row_major(w, k)`; `dw = dy^T x` is
 ///   `transposed(dy, n), row_major(x, k)`. None makes a transposed copy of an operand.
 /// - Sums associate differently from a plain loop, so that the error against exact arithmetic is within
-///   `(k + 3) * 2^-24 * sum |a b|` before the rounding of `c`.
+///   `(k + 4) * 2^-23 * (sum |a b| + |bias| + |c|)` before the rounding of `c`, subnormals apart.
 ///
 /// # Panics
 /// If a matrix reaches past its slice, has no stride of 1, or the rows of `c` overlap; if `C` is neither f32 nor `T`.

@@ -18,6 +18,11 @@ pub struct Batch {
     pub accumulation_steps: u64,
 }
 
+/// Tokens of one optimizer step: its samples are in memory together.
+const MAX_STEP_TOKENS: u64 = 1 << 31;
+/// Tokens of one micro-batch: hundreds of times what any accelerator holds the activations of.
+const MAX_MICRO_BATCH_TOKENS: u64 = 1 << 24;
+
 /// A number and where it came from, as a message says it.
 struct Sourced {
     number: u64,
@@ -90,6 +95,23 @@ impl Batch {
             return Err(misfit(&train, &micro, &steps, ranks, product, &advice));
         }
         Ok(Self { train_batch_size: train.number, micro_batch_size: micro.number, accumulation_steps: steps.number })
+    }
+
+    /// Refuses steps and micro-batches that no machine holds and no kernel counts.
+    pub(crate) fn check_size(&self, sequence_length: usize) -> Result<(), ConfigError> {
+        let sizes = [
+            ("train_batch_size", self.train_batch_size, MAX_STEP_TOKENS),
+            ("train_micro_batch_size_per_gpu", self.micro_batch_size, MAX_MICRO_BATCH_TOKENS),
+        ];
+        for (key, rows, most) in sizes {
+            if rows.saturating_mul(sequence_length as u64) > most {
+                return Err(ConfigError::new(format!(
+                    "{key} is {rows}; with rows of {sequence_length} tokens it must be at most {}",
+                    most / sequence_length as u64
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// The three keys with their final values, for [`RunConfig::resolved`].

@@ -51,8 +51,21 @@ impl RunPlan {
     /// Resolves a run on one rank.
     ///
     /// `epoch_samples`: samples of the training data, for runs measured in epochs; 0 where there are no data yet.
+    ///
+    /// # Errors
+    /// Batch sizes that do not fit or are beyond any machine, or an unknown instruction set.
     pub fn resolve(config: &RunConfig, sequence_length: usize, epoch_samples: u64) -> Result<Self, ConfigError> {
-        let batch = Batch::of(config, 1)?;
+        Self::resolve_for(config, Batch::of(config, 1)?, sequence_length, epoch_samples)
+    }
+
+    /// The same with batch sizes that are settled, on however many ranks.
+    pub(crate) fn resolve_for(
+        config: &RunConfig,
+        batch: Batch,
+        sequence_length: usize,
+        epoch_samples: u64,
+    ) -> Result<Self, ConfigError> {
+        batch.check_size(sequence_length).map_err(|message| config.error(message))?;
         let per_step = batch.train_batch_size;
         let steps = match config.length() {
             RunLength::Steps(steps) => steps,
@@ -76,6 +89,11 @@ impl RunPlan {
             threads: if config.run.threads == 0 { num_cores() } else { config.run.threads },
             isa,
         })
+    }
+
+    /// The compute format as a user writes it: `f32` or `bf16`.
+    pub fn precision(&self) -> &'static str {
+        if self.dtype == DType::BF16 { "bf16" } else { "f32" }
     }
 
     /// Targets of a step whose rows are all full.
