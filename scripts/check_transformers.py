@@ -4,12 +4,13 @@
     pip install torch "transformers>=4.56"
     python scripts/check_transformers.py MODEL_FOLDER [...] [--bessemer PATH]
 
-MODEL_FOLDER is in the Hugging Face layout: a run's `model/`, the output of `bessemer export`, a pretrained folder.
+MODEL_FOLDER is in the Hugging Face layout: a run's `model/` or what `bessemer export` made.
 Three things must hold:
 - Transformers finds every weight it wants in the folder, with the shape it wants, and no other;
 - the log-probability of every token of fixed random rows agrees to 1e-4, both sides computing in float32 (weights
   stored in 16 bits are widened);
-- with a `tokenizer.json`: texts become the same ids, those ids become the texts again, and generated ids the same text.
+- with a `tokenizer.json`: texts become the same ids, those ids become the texts again (unless a normalizer changes
+  them), and generated ids become the same text.
 
 Prints a line for each folder, then what disagrees; exits 0 when nothing does.
 """
@@ -30,7 +31,8 @@ TEXTS = [
     "ROMEO:\nBut, soft! what light through yonder window breaks?\n\nIt is the east, and Juliet is the sun.",
     "  two spaces, a\ttab, \r\n three\n\n\nnewlines and a space at the end ",
     "I'll say it's 3.14159, won't I? (2026-01-31) x_1 += 0x7f; // code",
-    "caf\u00e9 cafe\u0301 na\u00efve \u00a0\u2014 \u4f60\u597d \u043f\u0440\u0438\u0432\u0435\u0442 \U0001f44b\U0001f3fd \U0001f9d1\u200d\U0001f680",
+    "caf\u00e9 cafe\u0301 na\u00efve \u00a0\u2014 \u4f60\u597d \u043f\u0440\u0438\u0432\u0435\u0442 "
+    "\U0001f44b\U0001f3fd \U0001f9d1\u200d\U0001f680",
     "a",
 ]
 
@@ -97,7 +99,8 @@ def compare_tokenizers(program, folder, model):
         ours = bessemer(program, "score", folder, "--text", text)["tokens"][0]
         if ours != theirs:
             faults.append(f"ids of {text!r}: {ours}, in Transformers {theirs}")
-        if decode(theirs) != text:
+        # A normalizer may change a text for good, as NFKC does.
+        if tokenizer.backend_tokenizer.normalizer is None and decode(theirs) != text:
             faults.append(f"{text!r} comes back from its ids as {decode(theirs)!r}")
     prompt = texts[-1][0]
     made = bessemer(program, "generate", folder, "--prompt", prompt, "--max-new-tokens", "16", "--temperature", "1",

@@ -1,6 +1,7 @@
 //! How a command ends when it does not end well: one paragraph and an exit status.
 
 use crate::LogFormat;
+use crate::ui::to_stderr;
 use std::io;
 use std::process::ExitCode;
 use train::TrainError;
@@ -50,8 +51,8 @@ impl Failure {
             Self::Running(message) => (message, 1),
         };
         match format {
-            LogFormat::Text => eprintln!("error: {message}"),
-            LogFormat::Json => eprintln!("{}", serde_json::json!({"event": "error", "message": message})),
+            LogFormat::Text => to_stderr(&format!("error: {message}")),
+            LogFormat::Json => to_stderr(&serde_json::json!({"event": "error", "message": message}).to_string()),
         }
         ExitCode::from(status)
     }

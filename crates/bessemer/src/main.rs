@@ -60,8 +60,7 @@ enum Command {
     Bench(cmd::bench::Args),
     Info(cmd::info::Args),
     Completions(cmd::completions::Args),
-    #[command(hide = true)]
-    Man,
+    Man(cmd::completions::ManArgs),
 }
 
 fn main() -> ExitCode {
@@ -71,12 +70,12 @@ fn main() -> ExitCode {
         Command::Plan(args) => cmd::plan::run(args),
         Command::Eval(args) => cmd::eval::run(args, global),
         Command::Score(args) => cmd::score::run(args),
-        Command::Generate(args) => cmd::generate::run(args),
+        Command::Generate(args) => cmd::generate::run(args, global),
         Command::Export(args) => cmd::export::run(args, global),
         Command::Bench(args) => cmd::bench::run(args, global),
         Command::Info(args) => cmd::info::run(args),
         Command::Completions(args) => cmd::completions::run(args, Cli::command()),
-        Command::Man => cmd::completions::man(Cli::command()),
+        Command::Man(_) => cmd::completions::man(Cli::command()),
     };
     done.map_or_else(|failure: Failure| failure.report(global.log_format), |()| ExitCode::SUCCESS)
 }

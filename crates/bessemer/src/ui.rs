@@ -1,10 +1,13 @@
-//! What a person, or a log, sees of a run: a progress bar on a terminal, lines elsewhere, JSON on request.
+//! What a person, or a log, sees of the work: a progress bar on a terminal, lines elsewhere, JSON on request.
+//!
+//! Everything but the last sample goes to standard error. Nobody need read it: a closed pipe does not stop a run.
 
 use crate::{Global, LogFormat};
-use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
+use signal_hook::consts::SIGINT;
 use std::io::{IsTerminal, Write};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use train::event::StepMetrics;
 use train::plan::RunPlan;
 use train::{Event, Observer};
@@ -17,23 +20,31 @@ pub(crate) struct Ui {
     bar: ProgressBar,
     /// What the bar counts: changes when tokenising ends and training begins.
     phase: Phase,
+    /// Sources whose tokens have been announced: each part of one is tokenised by itself.
+    tokenized: Vec<String>,
     steps: u64,
     started: Instant,
     first_step: u64,
 }
 
-#[derive(PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
     None,
     Tokenizing,
     Training,
+    Evaluating,
 }
 
 impl Ui {
-    pub(crate) fn new(global: Global, log_every: u64) -> Self {
-        let log_every = log_every.max(1);
+    pub(crate) fn new(global: Global) -> Self {
         let (bar, phase, started) = (ProgressBar::hidden(), Phase::None, Instant::now());
-        Self { global, log_every, bar, phase, steps: 0, started, first_step: 0 }
+        Self { global, log_every: 1, bar, phase, tokenized: Vec::new(), steps: 0, started, first_step: 0 }
+    }
+
+    /// Where there is no bar, only every so many steps are a line.
+    pub(crate) fn log_every(mut self, steps: u64) -> Self {
+        self.log_every = steps.max(1);
+        self
     }
 
     fn shows_bar(&self) -> bool {
@@ -41,18 +52,33 @@ impl Ui {
     }
 
     /// A line of text above the bar, or an object in a JSON log. Nothing under `--quiet`.
-    fn line(&self, text: &str, json: impl FnOnce() -> Value) {
+    pub(crate) fn line(&self, text: &str, json: impl FnOnce() -> Value) {
         match self.global.log_format {
             _ if self.global.quiet => {}
-            LogFormat::Text if self.bar.is_hidden() => eprintln!("{text}"),
+            LogFormat::Text if self.bar.is_hidden() => to_stderr(text),
             LogFormat::Text => self.bar.println(text),
-            LogFormat::Json => eprintln!("{}", json()),
+            LogFormat::Json => to_stderr(&json().to_string()),
         }
+    }
+
+    /// Something worth knowing that is no error.
+    pub(crate) fn note(&self, text: &str) {
+        self.line(&format!("note: {text}"), || json!({"event": "notice", "message": text}));
+    }
+
+    /// A signal ended the run, and a checkpoint holds everything.
+    pub(crate) fn interrupted(&mut self, signal: usize) {
+        self.bar.finish_and_clear();
+        let name = if signal == SIGINT as usize { "SIGINT" } else { "SIGTERM" };
+        self.line(
+            &format!("stopped by {name}; --resume goes on from here"),
+            || json!({"event": "interrupted", "signal": signal}),
+        );
     }
 
     fn new_bar(&mut self, phase: Phase, total: u64, template: &str) {
         self.bar.finish_and_clear();
-        self.phase = phase;
+        (self.phase, self.started) = (phase, Instant::now());
         if self.shows_bar() {
             self.bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(10));
             let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
@@ -61,72 +87,89 @@ impl Ui {
     }
 
     fn tokenizing(&mut self, source: &str, done: u64, total: u64) {
-        if self.phase != Phase::Tokenizing {
-            self.new_bar(Phase::Tokenizing, total, "tokenizing {msg} [{bar:30}] {bytes}/{total_bytes} {eta} left");
-            self.bar.set_message(source.to_owned());
-        }
-        self.bar.set_length(total);
-        self.bar.set_position(done);
-        if done == total {
+        if done >= total {
             self.bar.finish_and_clear();
             self.phase = Phase::None;
-            self.line(
-                &format!("tokenized {source}: {} bytes", HumanCount(total)),
-                || json!({"event": "tokenized", "source": source, "bytes": total}),
-            );
+            if !self.tokenized.iter().any(|told| told == source) {
+                self.tokenized.push(source.to_owned());
+                self.line(
+                    &format!("tokenized {source}: {} bytes", HumanCount(total)),
+                    || json!({"event": "tokenized", "source": source, "bytes": total}),
+                );
+            }
+            return;
         }
+        if self.phase != Phase::Tokenizing {
+            self.new_bar(Phase::Tokenizing, total, "tokenizing [{bar:20}] {bytes}/{total_bytes}  {wide_msg}");
+        }
+        self.bar.set_message(format!("{}  {source}", self.time_left(done, total)));
+        self.bar.set_position(done);
     }
 
     fn started(&mut self, plan: &RunPlan, num_parameters: usize, done_steps: u64) {
         let batch = plan.batch;
-        let from = if done_steps > 0 { format!(", {done_steps} of them done") } else { String::new() };
+        let micro_batches = match batch.accumulation_steps {
+            1 => String::new(),
+            count => format!(" in {count} micro-batches"),
+        };
         let text = format!(
-            "{} parameters, {} steps{from}, batch {} ({} x {}), rows of {} tokens, {}, {} threads, {}",
+            "{} parameters, {}, {}, {} kernels\n{} of {} x {} tokens{micro_batches}",
             HumanCount(num_parameters as u64),
-            plan.steps,
-            batch.train_batch_size,
-            batch.micro_batch_size,
-            batch.accumulation_steps,
-            plan.sequence_length,
-            plan.dtype,
-            plan.threads,
+            plan.precision(),
+            counted(plan.threads as u64, "thread"),
             plan.isa,
+            counted(plan.steps, "step"),
+            batch.train_batch_size,
+            plan.sequence_length,
         );
+        let text = if done_steps > 0 { format!("{text}, going on after step {done_steps}") } else { text };
         self.line(&text, || {
             json!({"event": "started", "parameters": num_parameters, "steps": plan.steps, "done_steps": done_steps,
-                   "train_batch_size": batch.train_batch_size, "sequence_length": plan.sequence_length})
+                   "train_batch_size": batch.train_batch_size, "sequence_length": plan.sequence_length,
+                   "precision": plan.precision(), "threads": plan.threads, "isa": plan.isa.to_string()})
         });
-        (self.steps, self.first_step, self.started) = (plan.steps, done_steps, Instant::now());
-        self.new_bar(Phase::Training, plan.steps, "[{bar:30}] {pos}/{len} {msg}");
-        self.bar.set_position(done_steps);
-    }
-
-    fn step(&self, metrics: &StepMetrics) {
-        let left = self.time_left(metrics.step);
-        let text = format!(
-            "loss {:.4}  lr {:.2e}  norm {}  {} tok/s  {left} left",
-            metrics.loss,
-            metrics.lr,
-            metrics.grad_norm.map_or("-".to_owned(), |norm| format!("{norm:.2}")),
-            HumanCount(metrics.tokens_per_second.round() as u64),
-        );
-        let due = metrics.step.is_multiple_of(self.log_every) || metrics.step == self.steps;
-        if self.global.log_format == LogFormat::Text && !self.bar.is_hidden() {
-            self.bar.set_message(text);
-            self.bar.set_position(metrics.step);
-        } else if due {
-            self.line(&format!("step {}/{}  {text}", metrics.step, self.steps), || {
-                let mut line = json!(metrics);
-                line["event"] = json!("step");
-                line
-            });
+        (self.steps, self.first_step) = (plan.steps, done_steps);
+        if done_steps < plan.steps {
+            self.new_bar(Phase::Training, plan.steps, "{pos}/{len} [{bar:16}] {msg}");
+            self.bar.set_position(done_steps);
         }
     }
 
-    fn time_left(&self, step: u64) -> HumanDuration {
-        let done = (step - self.first_step).max(1) as f64;
-        let seconds = self.started.elapsed().as_secs_f64() / done * self.steps.saturating_sub(step) as f64;
-        HumanDuration(Duration::from_secs_f64(seconds.min(1e9)))
+    fn step(&self, metrics: &StepMetrics) {
+        let speed = HumanCount(metrics.tokens_per_second.round() as u64);
+        let left = self.time_left(metrics.step - self.first_step, self.steps - self.first_step);
+        let due = metrics.step.is_multiple_of(self.log_every) || metrics.step == self.steps;
+        if !self.bar.is_hidden() {
+            self.bar.set_message(format!("loss {:.4}  {speed} tok/s  {left}", metrics.loss));
+            self.bar.set_position(metrics.step);
+        } else if due {
+            let norm = metrics.grad_norm.map_or("-".to_owned(), |norm| format!("{norm:.2}"));
+            let (step, loss, lr) = (metrics.step, metrics.loss, metrics.lr);
+            let text =
+                format!("step {step}/{}  loss {loss:.4}  lr {lr:.2e}  norm {norm}  {speed} tok/s  {left}", self.steps);
+            self.line(text.trim_end(), || with_event("step", json!(metrics)));
+        }
+    }
+
+    /// `3m20s left`; nothing at the end.
+    fn time_left(&self, done: u64, total: u64) -> String {
+        if done >= total || done == 0 {
+            return String::new();
+        }
+        let seconds = self.started.elapsed().as_secs_f64() / done as f64 * (total - done) as f64;
+        format!("{} left", duration(seconds))
+    }
+
+    fn evaluating(&mut self, done: u64, total: u64) {
+        if self.phase == Phase::Training {
+            self.bar.set_message(format!("evaluating {}/{}", HumanCount(done), HumanCount(total)));
+            return;
+        }
+        if self.phase != Phase::Evaluating {
+            self.new_bar(Phase::Evaluating, total, "evaluating [{bar:20}] {human_pos}/{human_len} samples  {msg}");
+        }
+        self.bar.set_message(self.time_left(done, total));
+        self.bar.set_position(done);
     }
 
     fn sample(&self, step: u64, text: &str, last: bool) {
@@ -146,17 +189,11 @@ impl Ui {
 impl Observer for Ui {
     fn on(&mut self, event: Event<'_>) {
         match event {
-            Event::Notice(text) => {
-                self.line(&format!("note: {text}"), || json!({"event": "notice", "message": text}));
-            }
+            Event::Notice(text) => self.note(text),
             Event::Tokenizing { source, done, total } => self.tokenizing(source, done, total),
             Event::Started { plan, num_parameters, done_steps } => self.started(plan, num_parameters, done_steps),
             Event::Step(metrics) => self.step(metrics),
-            Event::Evaluating { done, total } => {
-                if !self.bar.is_hidden() {
-                    self.bar.set_message(format!("evaluating {}/{}", HumanCount(done), HumanCount(total)));
-                }
-            }
+            Event::Evaluating { done, total } => self.evaluating(done, total),
             Event::Evaluated { step, loss, perplexity } => {
                 self.line(
                     &format!("step {step}  validation loss {loss:.4}  perplexity {perplexity:.2}"),
@@ -179,5 +216,52 @@ impl Observer for Ui {
 impl Drop for Ui {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
+    }
+}
+
+/// Writes a line and does not mind if nobody reads it.
+pub(crate) fn to_stderr(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// `value` with `"event"` as its first key.
+fn with_event(event: &str, value: Value) -> Value {
+    let mut line = serde_json::Map::from_iter([("event".to_owned(), event.into())]);
+    if let Value::Object(fields) = value {
+        line.extend(fields);
+    }
+    line.into()
+}
+
+/// `1 step`, `2 steps`.
+fn counted(count: u64, what: &str) -> String {
+    format!("{} {what}{}", HumanCount(count), if count == 1 { "" } else { "s" })
+}
+
+/// `45s`, `3m20s`, `2h05m`, `3d04h`.
+fn duration(seconds: f64) -> String {
+    let seconds = seconds.round() as u64;
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{minutes}m{:02}s", seconds % 60),
+        3600..86400 => format!("{hours}h{:02}m", minutes % 60),
+        _ => format!("{days}d{:02}h", hours % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_is_shown_in_its_two_largest_units() {
+        let shown = [0.2, 59.4, 59.6, 200.0, 3599.0, 3600.0, 7500.0, 86400.0, 273600.0].map(duration);
+        assert_eq!(shown, ["0s", "59s", "1m00s", "3m20s", "59m59s", "1h00m", "2h05m", "1d00h", "3d04h"]);
+    }
+
+    #[test]
+    fn one_is_singular_and_the_rest_plural() {
+        assert_eq!([1, 2, 1234].map(|count| counted(count, "step")), ["1 step", "2 steps", "1,234 steps"]);
     }
 }

@@ -82,6 +82,13 @@ pub fn choose_tokenizer(
         None => Ok(models_own.cloned()),
         Some("byte") => Ok(Some(Tokenizer::byte())),
         Some("char") => char_tokenizer(config, cache).map(Some),
+        Some(name) if !Path::new(name).exists() => Err(DataError::Config {
+            key: "data.tokenizer".to_owned(),
+            value: format!("{name:?}"),
+            rule: "there is no such file; it must be the path of a tokenizer.json or of a folder that holds one, \
+                   \"char\" or \"byte\""
+                .to_owned(),
+        }),
         Some(path) => Tokenizer::load(Path::new(path)).map(Some).map_err(|error| error.under("data.tokenizer")),
     }
 }

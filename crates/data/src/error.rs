@@ -81,7 +81,8 @@ pub enum DataError {
     },
     /// Fewer tokens than one sample needs.
     #[error(
-        "{what} holds {tokens} tokens; data.sequence_length {sequence_length} needs at least {needed}: give more text or a shorter sequence_length"
+        "{what} holds {tokens} token{s}; data.sequence_length {sequence_length} needs at least {needed}: give more text or a shorter sequence_length",
+        s = if *tokens == 1 { "" } else { "s" }
     )]
     TooShort {
         /// Which data.

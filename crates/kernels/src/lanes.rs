@@ -63,7 +63,7 @@ fn padded<T: Element>(rest: &[T], filler: f32) -> [f32; LANES] {
 
 /// Lane `l` with lane `l + 8`, then `l + 4`, `l + 2`, `l + 1`.
 #[inline(always)]
-fn tree(mut lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
+pub(crate) fn tree(mut lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
     let mut half = LANES / 2;
     while half > 0 {
         for lane in 0..half {

@@ -5,15 +5,19 @@
 //! waits for a helper that is still asleep.
 //!
 //! # Order of events
-//! 1. The caller publishes the job under the lock, bumps `epoch` and wakes sleepers.
+//! 1. The caller publishes the job under the lock, open, bumps `epoch` and wakes sleepers.
 //! 2. A helper that sees a new epoch *enters* under the lock if the job is still open, takes tasks until none are left,
 //!    and leaves.
 //! 3. The caller takes tasks as well; when none are left it closes the job under the lock, so that nobody can enter any
 //!    more, and waits for the helpers inside.
+//! 4. When nobody is inside it removes the job under the lock.
 //!
 //! # Invariants
 //! - A helper touches the job only between entering and leaving; the caller returns only when nobody is inside. The
 //!   closure and what it borrows therefore outlive every use.
+//! - One job at a time: it stands from 1 to 4, and publishing another one meanwhile, from a task or from a second thread
+//!   (a pool is `Sync`), panics before it touches anything. So `next` goes back to zero only when nobody takes tasks
+//!   from it, and each task runs once.
 //! - Which thread runs a task is left to chance; what a task computes must not depend on it.
 //! - A panic in a task is carried to the caller once everybody has left.
 
@@ -40,7 +44,7 @@ struct Shared {
     wake: Condvar,
     /// Counts jobs; helpers watch it without the lock.
     epoch: AtomicU64,
-    /// The next task of the open job.
+    /// The next task of the job.
     next: AtomicUsize,
     /// Helpers inside the job.
     inside: AtomicUsize,
@@ -48,7 +52,10 @@ struct Shared {
 }
 
 struct State {
+    /// Stands until nobody is inside any more.
     job: Option<Job>,
+    /// Helpers may enter the job.
+    open: bool,
     sleeping: usize,
     ended: bool,
     panic: Option<Box<dyn Any + Send>>,
@@ -68,7 +75,7 @@ impl Pool {
     /// A pool of `threads` threads, the caller included; 0 and 1 both mean: no helpers.
     pub fn new(threads: usize, spin: bool) -> Self {
         let shared = Arc::new(Shared {
-            state: Mutex::new(State { job: None, sleeping: 0, ended: false, panic: None }),
+            state: Mutex::new(State { job: None, open: false, sleeping: 0, ended: false, panic: None }),
             wake: Condvar::new(),
             epoch: AtomicU64::new(0),
             next: AtomicUsize::new(0),
@@ -92,7 +99,9 @@ impl Pool {
 
     /// Runs `task(0)`, ..., `task(num_tasks - 1)`, each once, in any order, and returns when all are done.
     ///
-    /// A task must not call `run` on the same pool.
+    /// # Panics
+    /// If a task panics; and if work is to be shared out while the pool is in use: by a task of its own or by a second
+    /// thread.
     pub fn run(&self, num_tasks: usize, task: impl Fn(usize) + Sync) {
         if self.helpers.is_empty() || num_tasks < 2 {
             return (0..num_tasks).for_each(task);
@@ -141,6 +150,7 @@ impl Shared {
         let mut state = self.lock();
         assert!(state.job.is_none(), "Pool::run: called from inside a task or from two threads at once");
         state.job = Some(job);
+        state.open = true;
         self.next.store(0, Ordering::Relaxed);
         self.epoch.fetch_add(1, Ordering::Release);
         if state.sleeping > 0 {
@@ -149,7 +159,7 @@ impl Shared {
     }
 
     fn finish(&self) -> Option<Box<dyn Any + Send>> {
-        self.lock().job = None;
+        self.lock().open = false;
         let mut looks = 0u32;
         while self.inside.load(Ordering::Acquire) > 0 {
             looks += 1;
@@ -160,7 +170,9 @@ impl Shared {
                 std::hint::spin_loop()
             }
         }
-        self.lock().panic.take()
+        let mut state = self.lock();
+        state.job = None;
+        state.panic.take()
     }
 
     fn take_tasks(&self, job: Job) {
@@ -195,7 +207,7 @@ impl Shared {
                 return;
             }
             seen = self.epoch.load(Ordering::Acquire);
-            let Some(job) = state.job else { continue };
+            let Some(job) = state.job.filter(|_| state.open) else { continue };
             self.inside.fetch_add(1, Ordering::Relaxed);
             drop(state);
             let result = catch_unwind(AssertUnwindSafe(|| self.take_tasks(job)));
@@ -241,6 +253,22 @@ impl<'a, T> Parts<'a, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Barrier;
+
+    /// That `run` panicked because the pool was in use.
+    fn assert_in_use(result: std::thread::Result<()>) {
+        let panic = result.expect_err("the pool is in use");
+        let message = panic.downcast_ref::<&str>().expect("a message without arguments");
+        assert_eq!(*message, "Pool::run: called from inside a task or from two threads at once");
+    }
+
+    fn assert_works(pool: &Pool) {
+        let count = AtomicUsize::new(0);
+        pool.run(8, |_| {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(count.load(Ordering::Relaxed), 8);
+    }
 
     #[test]
     fn every_task_runs_once_on_any_number_of_threads() {
@@ -270,10 +298,80 @@ mod tests {
         let pool = Pool::new(2, true);
         let result = catch_unwind(AssertUnwindSafe(|| pool.run(8, |i| assert!(i != 5, "task five"))));
         assert!(result.is_err());
-        let count = AtomicUsize::new(0);
-        pool.run(8, |_| {
-            count.fetch_add(1, Ordering::Relaxed);
+        assert_works(&pool);
+    }
+
+    #[test]
+    fn a_task_that_calls_run_on_its_own_pool_panics_and_the_pool_works_on() {
+        for spin in [false, true] {
+            let pool = Pool::new(3, spin);
+            for _ in 0..50 {
+                assert_in_use(catch_unwind(AssertUnwindSafe(|| pool.run(8, |_| pool.run(2, |_| ())))));
+                assert_works(&pool);
+            }
+        }
+    }
+
+    #[test]
+    fn a_closed_job_with_a_helper_inside_still_refuses_another_from_its_task_and_from_a_second_thread() {
+        for spin in [false, true] {
+            let pool = Pool::new(2, spin);
+            let (caller, both_in) = (std::thread::current().id(), Barrier::new(2));
+            let second_ran = AtomicUsize::new(0);
+            let result = catch_unwind(AssertUnwindSafe(|| {
+                pool.run(2, |_| {
+                    both_in.wait();
+                    if std::thread::current().id() == caller {
+                        return;
+                    }
+                    while pool.shared.lock().open {
+                        std::thread::yield_now();
+                    }
+                    let second = || {
+                        pool.run(2, |_| {
+                            second_ran.fetch_add(1, Ordering::Relaxed);
+                        })
+                    };
+                    assert_in_use(std::thread::scope(|scope| scope.spawn(second).join()));
+                    second();
+                })
+            }));
+            assert_in_use(result);
+            assert_eq!(second_ran.load(Ordering::Relaxed), 0);
+            assert_works(&pool);
+        }
+    }
+
+    #[test]
+    fn of_two_threads_on_one_pool_each_runs_all_its_tasks_once_or_none_and_panics() {
+        let pool = Pool::new(3, true);
+        let start = Barrier::new(2);
+        // Nothing is asserted in the threads: one that fails would leave the other at the barrier.
+        let rounds = || {
+            let round = |_| {
+                let counts = [(); 16].map(|()| AtomicUsize::new(0));
+                start.wait();
+                let result = catch_unwind(AssertUnwindSafe(|| {
+                    pool.run(counts.len(), |i| {
+                        counts[i].fetch_add(1, Ordering::Relaxed);
+                    })
+                }));
+                (result, counts.map(AtomicUsize::into_inner))
+            };
+            (0..500).map(round).collect::<Vec<_>>()
+        };
+        let [a, b] = std::thread::scope(|scope| {
+            [scope.spawn(rounds), scope.spawn(rounds)].map(|thread| thread.join().expect("panics are caught"))
         });
-        assert_eq!(count.load(Ordering::Relaxed), 8);
+        for (round, (a, b)) in a.into_iter().zip(b).enumerate() {
+            assert!(a.0.is_ok() || b.0.is_ok(), "round {round}: nobody ran");
+            for (result, counts) in [a, b] {
+                assert_eq!(counts, [usize::from(result.is_ok()); 16], "round {round}");
+                if result.is_err() {
+                    assert_in_use(result);
+                }
+            }
+        }
+        assert_works(&pool);
     }
 }

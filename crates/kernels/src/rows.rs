@@ -32,12 +32,16 @@ pub(crate) fn rows_per_sum(width: usize) -> usize {
 }
 
 /// Outputs that can be cut by rows: one matrix, or a tuple or an option of such.
-pub(crate) trait Cut: Sync {
+///
+/// # Safety
+/// What the promise of [`Cut::part`] allows must be sound: the parts of two chunks share no element, and each may be
+/// written on any thread while the others are in use.
+pub(crate) unsafe trait Cut: Sync {
     type Part;
     /// The given rows.
     ///
     /// # Safety
-    /// Each call must come with a range of its own that meets no other, as the chunks of [`for_rows`] do.
+    /// While the part is alive, no other is taken whose rows meet these, as the chunks of [`for_rows`] never do.
     unsafe fn part(&self, rows: Range<usize>) -> Self::Part;
 }
 
@@ -51,7 +55,8 @@ pub(crate) fn rows<T>(matrix: &mut [T], width: usize) -> Rows<'_, T> {
     Rows { parts: Parts::new(matrix), width }
 }
 
-impl<'a, T: Send> Cut for Rows<'a, T> {
+// SAFETY: rows that do not meet are elements that do not meet; `T: Send` lets any thread write them.
+unsafe impl<'a, T: Send> Cut for Rows<'a, T> {
     type Part = &'a mut [T];
     unsafe fn part(&self, rows: Range<usize>) -> &'a mut [T] {
         // SAFETY: row ranges that do not meet are element ranges that do not meet.
@@ -59,7 +64,8 @@ impl<'a, T: Send> Cut for Rows<'a, T> {
     }
 }
 
-impl<C: Cut> Cut for Option<C> {
+// SAFETY: its part is that of a `Cut`, or nothing.
+unsafe impl<C: Cut> Cut for Option<C> {
     type Part = Option<C::Part>;
     unsafe fn part(&self, rows: Range<usize>) -> Self::Part {
         // SAFETY: the same promise, passed on.
@@ -67,7 +73,8 @@ impl<C: Cut> Cut for Option<C> {
     }
 }
 
-impl<A: Cut, B: Cut> Cut for (A, B) {
+// SAFETY: each output is a `Cut`, and two outputs share nothing.
+unsafe impl<A: Cut, B: Cut> Cut for (A, B) {
     type Part = (A::Part, B::Part);
     unsafe fn part(&self, rows: Range<usize>) -> Self::Part {
         // SAFETY: the same promise, passed on to each.
@@ -75,7 +82,8 @@ impl<A: Cut, B: Cut> Cut for (A, B) {
     }
 }
 
-impl<A: Cut, B: Cut, C: Cut> Cut for (A, B, C) {
+// SAFETY: each output is a `Cut`, and two outputs share nothing.
+unsafe impl<A: Cut, B: Cut, C: Cut> Cut for (A, B, C) {
     type Part = (A::Part, B::Part, C::Part);
     unsafe fn part(&self, rows: Range<usize>) -> Self::Part {
         // SAFETY: the same promise, passed on to each.
@@ -83,7 +91,8 @@ impl<A: Cut, B: Cut, C: Cut> Cut for (A, B, C) {
     }
 }
 
-impl<A: Cut, B: Cut, C: Cut, D: Cut> Cut for (A, B, C, D) {
+// SAFETY: each output is a `Cut`, and two outputs share nothing.
+unsafe impl<A: Cut, B: Cut, C: Cut, D: Cut> Cut for (A, B, C, D) {
     type Part = (A::Part, B::Part, C::Part, D::Part);
     unsafe fn part(&self, rows: Range<usize>) -> Self::Part {
         // SAFETY: the same promise, passed on to each.
@@ -152,11 +161,17 @@ pub(crate) struct Partial<'a> {
     rows_per_task: usize,
 }
 
-impl<'a> Cut for Partial<'a> {
+// SAFETY: `part` refuses all but the chunks that `rows_per_task` makes, and each of these has sums of its own.
+unsafe impl<'a> Cut for Partial<'a> {
     type Part = &'a mut [f32];
     unsafe fn part(&self, rows: Range<usize>) -> &'a mut [f32] {
-        let task = rows.start / self.rows_per_task;
-        // SAFETY: chunks of `rows_per_task` rows that do not meet have different numbers.
+        let chunk = self.rows_per_task;
+        assert!(
+            rows.start.is_multiple_of(chunk) && (1..=chunk).contains(&rows.len()),
+            "Partial::part: rows {rows:?} are no chunk of {chunk}"
+        );
+        let task = rows.start / chunk;
+        // SAFETY: chunks that do not meet begin at different multiples of `rows_per_task`: their numbers differ.
         unsafe { self.parts.get(task * self.width..(task + 1) * self.width) }
     }
 }
@@ -197,6 +212,13 @@ mod tests {
             assert_eq!(a, (1..=num_rows * 3).collect::<Vec<_>>());
             assert_eq!(b, (1..=num_rows).collect::<Vec<_>>());
         }
+    }
+
+    #[test]
+    #[should_panic(expected = "Partial::part: rows 0..8 are no chunk of 4")]
+    fn column_sums_refuse_chunks_that_are_not_theirs() {
+        let cpu = Cpu::new(1, false, Isa::detect());
+        for_rows(&cpu, 16, 8, ColumnSums::new(16, 4, 3).cut(), |_, _| ());
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! # Invariants
 //! - Weights are read only between gather and release of a block that lists them.
 //! - The head is never recomputed: its segment runs backward right after its forward.
+//! - Backward stops at the first block with a trained parameter; blocks below it record nothing.
 
 use crate::block::Model;
 use ops::{Cost, Cx, Env, Flow, HeadRequest, OpError, Result, Segment, Var};
@@ -43,6 +44,16 @@ pub struct Pass<'a> {
     pub residency: &'a dyn Residency,
 }
 
+/// What a forward and backward pass gives besides gradients.
+pub struct PassOutput {
+    /// f32 [N]: the log-probability of each target.
+    pub logprobs: Tensor,
+    /// f32 [1] each: the losses that blocks declared.
+    pub losses: Vec<(&'static str, Tensor)>,
+    /// Of the forward pass.
+    pub cost: Cost,
+}
+
 /// What a block's forward leaves for its backward.
 struct Held {
     /// Recorded ops, or `None` under recompute.
@@ -54,11 +65,23 @@ struct Held {
     losses: Vec<Var>,
 }
 
+/// What a block's forward is recorded for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Record {
+    /// No backward.
+    Nothing,
+    /// Gradients of its own parameters; nothing below is trained.
+    FromHere,
+    /// Those and the gradients of what flows in.
+    Through,
+}
+
 /// A block's forward.
 struct Ran {
     held: Held,
     flow: Flow<Tensor>,
     output: Option<Tensor>,
+    losses: Vec<(&'static str, Tensor)>,
     cost: Cost,
 }
 
@@ -68,7 +91,7 @@ impl Pass<'_> {
         let (mut flow, mut output, mut cost) = (Flow::default(), None, Cost::default());
         for block in 0..self.model.blocks.len() {
             self.residency.gather(self.model, block)?;
-            let ran = self.run_block(env, block, flow, false)?;
+            let ran = self.run_block(env, block, flow, Record::Nothing)?;
             self.residency.release(self.model, block)?;
             cost += ran.cost;
             (flow, output) = (ran.flow, ran.output.or(output));
@@ -82,18 +105,26 @@ impl Pass<'_> {
     ///   counted log-probability.
     /// - `loss_weight`: the gradient of the step's loss with respect to blocks' own losses.
     /// - `recompute`: keep only what flows between blocks and run them again for backward.
-    pub fn forward_backward(&self, env: &Env<'_>, loss_weight: f32, recompute: bool) -> Result<(Tensor, Cost)> {
+    pub fn forward_backward(&self, env: &Env<'_>, loss_weight: f32, recompute: bool) -> Result<PassOutput> {
         let HeadRequest::TokenLogprobs { seed: Some(seed) } = env.head else {
             panic!("Pass::forward_backward: the head was not asked for log-probabilities with a seed");
         };
         let last = self.model.blocks.len() - 1;
+        let first_trained = self.first_trained(env).unwrap_or(last + 1);
         let (mut held, mut flow, mut cost, mut logprobs) = (Vec::new(), Flow::default(), Cost::default(), None);
+        let mut losses = Vec::new();
         for block in 0..=last {
+            let record = match block {
+                _ if block < first_trained || (recompute && block < last) => Record::Nothing,
+                _ if block == first_trained => Record::FromHere,
+                _ => Record::Through,
+            };
             self.residency.gather(self.model, block)?;
-            let ran = self.run_block(env, block, flow, !recompute || block == last)?;
+            let ran = self.run_block(env, block, flow, record)?;
             self.residency.release(self.model, block)?;
             cost += ran.cost;
             held.push(ran.held);
+            losses.extend(ran.losses);
             (flow, logprobs) = (ran.flow, ran.output);
         }
         drop(flow);
@@ -102,14 +133,19 @@ impl Pass<'_> {
         (env.queue.backend().fill)(env.queue, FillArgs { out: &dlogprobs, value: seed })?;
         let mut grads = Flow::default();
         let mut output_grad = Some(dlogprobs);
-        for block in (0..=last).rev() {
+        for block in (first_trained..=last).rev() {
             let block_held = held.pop().expect("one per block");
             self.residency.gather(self.model, block)?;
             grads = self.run_backward(env, block, block_held, grads, output_grad.take(), loss_weight)?;
             self.residency.reduce(self.model, block)?;
             self.residency.release(self.model, block)?;
         }
-        Ok((logprobs, cost))
+        Ok(PassOutput { logprobs, losses, cost })
+    }
+
+    /// The first block that reads a trained parameter.
+    fn first_trained(&self, env: &Env<'_>) -> Option<usize> {
+        self.model.blocks.iter().position(|block| block.params.iter().any(|id| env.params.is_trained(*id)))
     }
 
     /// The name of the first block whose hidden states or output are not finite, looking at them on the host.
@@ -117,7 +153,7 @@ impl Pass<'_> {
         let mut flow = Flow::default();
         for (block, named) in self.model.blocks.iter().enumerate() {
             self.residency.gather(self.model, block)?;
-            let ran = self.run_block(env, block, flow, false)?;
+            let ran = self.run_block(env, block, flow, Record::Nothing)?;
             self.residency.release(self.model, block)?;
             for tensor in ran.flow.hidden.iter().chain(&ran.output) {
                 if env.queue.read_f32(tensor)?.iter().any(|x| !x.is_finite()) {
@@ -129,21 +165,23 @@ impl Pass<'_> {
         Ok(None)
     }
 
-    fn run_block(&self, env: &Env<'_>, block: usize, inputs: Flow<Tensor>, record: bool) -> Result<Ran> {
-        let mut cx = Cx::new(env, block, record);
-        let mut input = |tensor: &Tensor| cx.input(tensor.clone(), true);
+    fn run_block(&self, env: &Env<'_>, block: usize, inputs: Flow<Tensor>, record: Record) -> Result<Ran> {
+        let records = record != Record::Nothing;
+        let mut cx = Cx::new(env, block, records);
+        let mut input = |tensor: &Tensor| cx.input(tensor.clone(), record == Record::Through);
         let input_vars = Flow {
             hidden: inputs.hidden.as_ref().map(&mut input),
             sides: inputs.sides.iter().map(|(name, tensor)| (*name, input(tensor))).collect(),
         };
         // With a recorded segment the ops hold what they need; only recompute needs the inputs again.
-        let inputs = if record { Flow::default() } else { inputs };
+        let inputs = if records { Flow::default() } else { inputs };
         let output_vars = self.model.blocks[block].block.forward(&mut cx, input_vars.clone())?;
         let (output, cost) = (cx.output(), cx.cost());
-        let losses = cx.losses().iter().map(|(_, var)| *var).collect();
+        let losses: Vec<(&'static str, Var)> = cx.losses().to_vec();
         let wanted: Vec<Var> = (output_vars.hidden.iter())
             .chain(output_vars.sides.iter().map(|(_, var)| var))
             .chain(&output)
+            .chain(losses.iter().map(|(_, var)| var))
             .copied()
             .collect();
         let (segment, tensors) = cx.finish(&wanted);
@@ -152,9 +190,12 @@ impl Pass<'_> {
             hidden: output_vars.hidden.and_then(|_| tensors.next()),
             sides: output_vars.sides.iter().filter_map(|(name, _)| Some((*name, tensors.next()?))).collect(),
         };
-        let segment = record.then_some(segment);
+        let output_tensor = output.and_then(|_| tensors.next());
+        let loss_tensors = losses.iter().zip(tensors).map(|((name, _), tensor)| (*name, tensor)).collect();
+        let segment = records.then_some(segment);
+        let losses = losses.into_iter().map(|(_, var)| var).collect();
         let held = Held { segment, inputs, input_vars, output_vars, output, losses };
-        Ok(Ran { held, flow, output: tensors.next(), cost })
+        Ok(Ran { held, flow, output: output_tensor, losses: loss_tensors, cost })
     }
 
     fn run_backward(
@@ -167,7 +208,9 @@ impl Pass<'_> {
         loss_weight: f32,
     ) -> Result<Flow<Tensor>> {
         if held.segment.is_none() {
-            held = self.run_block(env, block, held.inputs, true)?.held;
+            let first = self.first_trained(env) == Some(block);
+            let record = if first { Record::FromHere } else { Record::Through };
+            held = self.run_block(env, block, held.inputs, record)?.held;
         }
         let side_names = held.input_vars.sides.iter().map(|(name, _)| *name);
         let inputs: Vec<Var> =

@@ -6,7 +6,7 @@
 //!
 //! Two ways backward:
 //! - General: the log-sum-exp is saved, logits are made again chunk by chunk, `dlogits = g (onehot - softmax)`.
-//! - One pass ([`HeadRequest::TokenLogprobs`] with a seed): the gradient of every log-probability is one known constant, so
+//! - One pass ([`Cx::output_head`] under [`HeadRequest::TokenLogprobs`] with a seed): the gradient of every log-probability is one known constant, so
 //!   `dx` and `dW` are made in forward while the chunk's logits are at hand. Backward then hands `dx` out.
 
 use crate::{Cost, Cx, Env, HeadRequest, Linear, Op, Result, Var};
@@ -20,6 +20,8 @@ struct Head {
     linear: Linear,
     /// Whether gradients will be asked for.
     record: bool,
+    /// Whether nothing stands between the log-probabilities and the loss, so that one pass may be taken.
+    is_output: bool,
     saved: Option<Saved>,
 }
 
@@ -80,7 +82,7 @@ impl Head {
     fn token_logprobs(&mut self, env: &Env<'_>, x: &Tensor, seed: Option<f32>) -> Result<Tensor> {
         let num_tokens = x.shape().rows();
         let (logprobs, log_sum_exp) = (env.alloc_f32([num_tokens])?, env.alloc_f32([num_tokens])?);
-        let one_pass = seed.filter(|_| self.record);
+        let one_pass = seed.filter(|_| self.record && self.is_output);
         let dx = one_pass.map(|_| env.alloc(x.shape())).transpose()?;
         for rows in self.chunks(env, num_tokens) {
             let x = x.rows(rows.clone());
@@ -168,11 +170,23 @@ impl Op for Head {
 }
 
 impl Cx<'_> {
-    /// What [`Env::head`] asks for, of hidden states [N, D] and the head's weights ([V, D] as stored).
+    /// What [`Env::head`] asks for, of hidden states [N, D] and the head's weights ([V, D] as stored), for blocks that go
+    /// on with it: weighted losses, preferences. Backward takes the general way.
     pub fn head(&mut self, x: Var, linear: Linear) -> Result<Var> {
+        self.apply_head(x, linear, false)
+    }
+
+    /// The same as the output of the model: the last thing a model does. Backward takes the one pass where it can.
+    pub fn output_head(&mut self, x: Var, linear: Linear) -> Result<()> {
+        let output = self.apply_head(x, linear, true)?;
+        self.set_output(output);
+        Ok(())
+    }
+
+    fn apply_head(&mut self, x: Var, linear: Linear, is_output: bool) -> Result<Var> {
         let x = self.loss(x)?;
         let trains = self.env.params.is_trained(linear.weight);
         let record = self.records();
-        self.apply_with(Head { linear, record, saved: None }, &[x], trains)
+        self.apply_with(Head { linear, record, is_output, saved: None }, &[x], trains)
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! Saved: `x` and two numbers a row; the normalised values are made again in backward.
 
-use crate::{Cost, Cx, Env, Op, ParamId, Result, Var};
-use tensor::{DType, LayerNormArgs, LayerNormBackwardArgs, MemoryKind, Tensor};
+use crate::{Cost, Cx, Env, GradSlot, Op, ParamId, Result, Var};
+use tensor::{DType, FillArgs, LayerNormArgs, LayerNormBackwardArgs, MemoryKind, Tensor};
 
 struct LayerNorm {
     weight: ParamId,
@@ -33,12 +33,22 @@ impl Op for LayerNorm {
     fn backward(self: Box<Self>, env: &Env<'_>, dy: Tensor) -> Result<Vec<Option<Tensor>>> {
         let (x, mean, inv_std) = self.saved.expect("LayerNorm::backward: before forward");
         let (dx, weight) = (env.alloc(x.shape())?, env.params.weight(self.weight)?);
-        // Both are made in one pass; where one is frozen its gradient goes to scratch.
-        let scratch = || env.queue.alloc(MemoryKind::Workspace, DType::F32, weight.shape());
-        let (w, b) = (env.params.gradient(self.weight)?, env.params.gradient(self.bias)?);
-        let accumulate = w.as_ref().or(b.as_ref()).is_some_and(|slot| slot.accumulate);
-        let (dweight, dbias) =
-            (w.map_or_else(scratch, |slot| Ok(slot.tensor))?, b.map_or_else(scratch, |slot| Ok(slot.tensor))?);
+        // Both are made in one pass, which adds to both or to none. A frozen one goes to scratch; one that is fresh where
+        // the other is not (blocks may share only one of them) starts from zero.
+        let slots = [env.params.gradient(self.weight)?, env.params.gradient(self.bias)?];
+        let accumulate = slots.iter().flatten().any(|slot| slot.accumulate);
+        let gradient = |slot: Option<GradSlot>| -> Result<Tensor> {
+            let (tensor, holds_sum) = match slot {
+                Some(slot) => (slot.tensor, slot.accumulate),
+                None => (env.queue.alloc(MemoryKind::Workspace, DType::F32, weight.shape())?, false),
+            };
+            if accumulate && !holds_sum {
+                (env.queue.backend().fill)(env.queue, FillArgs { out: &tensor, value: 0.0 })?;
+            }
+            Ok(tensor)
+        };
+        let [w, b] = slots;
+        let (dweight, dbias) = (gradient(w)?, gradient(b)?);
         let args = LayerNormBackwardArgs {
             x: &x,
             weight: &weight,

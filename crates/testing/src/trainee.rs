@@ -5,7 +5,7 @@
 //! run may be read at its end.
 
 use models::weights::{WeightSource, declare, load_one};
-use models::{Model, Pass, Residency};
+use models::{Model, Pass, PassOutput, Residency};
 use ops::{Batch, Cost, Document, Env, HeadRequest, ParamId, ParamStore, Params, Regions, Result};
 use tensor::{AdamWArgs, AdamWParams, DType, MemoryKind, Queue, Tensor};
 
@@ -74,7 +74,9 @@ impl<'a> Trainee<'a> {
             cache: None,
         };
         self.store.clear_gradients();
-        Pass { model: self.model, residency }.forward_backward(&env, 0.0, self.recompute)
+        let PassOutput { logprobs, cost, .. } =
+            Pass { model: self.model, residency }.forward_backward(&env, 0.0, self.recompute)?;
+        Ok((logprobs, cost))
     }
 
     /// One AdamW update by the gradients in the store.

@@ -17,7 +17,7 @@ use std::path::Path;
 use std::time::Instant;
 use tensor::profile::{self, Times};
 use tensor::rng::Stream;
-use tensor::{DType, cpu};
+use tensor::{Isa, cpu};
 
 /// What is measured.
 #[derive(Clone, Copy, Debug)]
@@ -80,6 +80,10 @@ fn config(options: &BenchOptions<'_>) -> Result<RunConfig> {
     (config.train_micro_batch_size_per_gpu, config.gradient_accumulation_steps) = (None, None);
     config.bf16.enabled = options.bf16.unwrap_or(config.bf16.enabled);
     config.run.threads = options.threads;
+    if let Some(isa) = options.isa.filter(|isa| Isa::at_most(isa).is_none()) {
+        let known = Isa::NAMES.join(", ");
+        return Err(TrainError::Request(format!("--isa is {isa:?}; it must be one of {known}")));
+    }
     config.run.isa = options.isa.map(str::to_owned).or(config.run.isa);
     config.run.recompute |= options.recompute;
     Ok(config)
@@ -104,8 +108,9 @@ pub fn bench(options: &BenchOptions<'_>, on_step: &mut dyn FnMut(u64, f64)) -> R
     }
     let tokenizer = origin.tokenizer_of(&config)?;
     let model = origin.build(tokenizer.as_ref(), length)?;
-    let plan = RunPlan { sequence_length: length, ..RunPlan::resolve(&config, length, 0)? };
+    let plan = RunPlan::resolve(&config, length, 0)?;
     let (threads, isa, dtype, vocab) = (plan.threads, plan.isa, plan.dtype, model.vocab_size);
+    let precision = plan.precision();
     let queue = cpu::queue(threads, threads <= num_cores(), isa);
     let queue = if options.profile { profile::queue(queue) } else { queue };
     let mut engine = Engine::on_queue(model, config, &WeightSource::Random { seed: 0 }, plan, queue)?;
@@ -135,7 +140,7 @@ pub fn bench(options: &BenchOptions<'_>, on_step: &mut dyn FnMut(u64, f64)) -> R
         flops_per_second,
         share_of_peak: flops_per_second / peak_flops_per_second,
         peak_memory_bytes: peak_resident_bytes(),
-        precision: if dtype == DType::BF16 { "bf16" } else { "f32" },
+        precision,
         peak_flops_per_second,
         kernels: if options.profile { profile::take(&engine.queue) } else { Vec::new() },
     })

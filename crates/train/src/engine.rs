@@ -71,6 +71,14 @@ impl Engine {
             config.error("optimizer is missing; training needs one, such as \"optimizer\": { \"type\": \"AdamW\" }")
         })?;
         let optimizer = plan::optimizer(&optimizer_config.rule);
+        for glob in &optimizer_config.no_decay {
+            if !model.params.iter().any(|spec| plan::glob_matches(glob, &spec.name)) {
+                let rule = "it must match the name of at least one weight, such as \"*bias\"";
+                return Err(config
+                    .error(format!("optimizer.no_decay has {glob:?}, which matches no weight; {rule}"))
+                    .into());
+            }
+        }
         let decays = |name: &str| !optimizer_config.no_decay.iter().any(|glob| plan::glob_matches(glob, name));
         let state = TrainState::new(&model, source, &queue, plan.dtype, optimizer.as_ref(), &decays)?;
         let (counters, pending) = Default::default();
@@ -98,6 +106,14 @@ impl Engine {
     /// Whatever stops a run; the last checkpoint stays.
     pub fn train(&mut self, data: &TrainingData) -> Result<Outcome> {
         self.train_watched(data, &mut Silent, &run::Stop::default())
+    }
+
+    /// Goes on from the newest checkpoint in `run.output` that is whole; starts fresh if there is none.
+    ///
+    /// # Errors
+    /// The checkpoint holds another model, other data, another seed or optimizer; then as [`Engine::train`].
+    pub fn resume(&mut self, data: &TrainingData) -> Result<Outcome> {
+        run::resume(self, data, &mut Silent, &run::Stop::default())
     }
 
     /// The same with somebody watching, and a way to stop it.

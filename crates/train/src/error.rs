@@ -47,6 +47,28 @@ pub enum TrainError {
         /// The system's words.
         source: io::Error,
     },
+    /// A step whose samples are all masked: its mean loss is not defined.
+    #[error(
+        "step {step}: of its {samples} samples none has a target that counts (every label is -100, or the rows have one \
+         token). The run has stopped. Give rows with labels, or a larger train_batch_size"
+    )]
+    NoTarget {
+        /// Optimizer step, from 1.
+        step: u64,
+        /// Of the step.
+        samples: usize,
+    },
+    /// Weights or the validation loss are not numbers any more.
+    #[error(
+        "step {step}: {what} is not finite (NaN or infinite): the run has diverged and has stopped; nothing was saved \
+         after the last checkpoint. Lower the learning rate, or clip gradients (gradient_clipping)"
+    )]
+    Diverged {
+        /// Optimizer step, from 1.
+        step: u64,
+        /// What is not finite.
+        what: String,
+    },
     /// The loss is not a number any more.
     #[error(
         "step {step}: the loss is {loss}; the first block whose output is not finite is {block}. The run has stopped; \

@@ -21,8 +21,28 @@ pub(crate) struct Export<'a> {
 }
 
 impl Export<'_> {
-    /// Writes config, generation defaults, tokenizer and weights. Weights come last: a folder with them is complete.
+    /// Makes the folder, or replaces it: complete or not at all. What fails on the way leaves an older one as it was.
     pub(crate) fn write(&self, folder: &Path, read: &mut dyn FnMut(&str) -> Result<Vec<f32>>) -> Result<()> {
+        let beside = |ending: &str| {
+            let name = folder.file_name().unwrap_or_default().to_string_lossy();
+            folder.with_file_name(format!(".{name}.{ending}"))
+        };
+        let (partial, old) = (beside("partial"), beside("old"));
+        remove_folder(&partial)?;
+        if let Err(error) = self.write_files(&partial, read) {
+            // The error that stopped us is the one to tell.
+            let _ = std::fs::remove_dir_all(&partial);
+            return Err(error);
+        }
+        remove_folder(&old)?;
+        if folder.exists() {
+            std::fs::rename(folder, &old).map_err(TrainError::io(folder, "rename"))?;
+        }
+        std::fs::rename(&partial, folder).map_err(TrainError::io(folder, "create"))?;
+        remove_folder(&old)
+    }
+
+    fn write_files(&self, folder: &Path, read: &mut dyn FnMut(&str) -> Result<Vec<f32>>) -> Result<()> {
         std::fs::create_dir_all(folder).map_err(TrainError::io(folder, "create"))?;
         let dtype = if self.dtype == DType::BF16 { Dtype::BF16 } else { Dtype::F32 };
         if let Some(config) = self.config {
@@ -48,6 +68,14 @@ impl Export<'_> {
             }))
         })?;
         Ok(())
+    }
+}
+
+/// Removes a folder, if it is there.
+pub(crate) fn remove_folder(folder: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(TrainError::io(folder, "remove")(error)),
+        _ => Ok(()),
     }
 }
 

@@ -9,8 +9,13 @@ use tensor::{DType, MemoryKind, Queue, SUM_SQUARES_UNIT, SumSquaresArgs, Tensor}
 
 /// The L2 norm over all gradients, not yet multiplied by any factor; not finite if an element is not.
 pub(crate) fn grad_norm(queue: &Queue, gradients: &[(ParamId, Tensor)]) -> Result<f64> {
-    let mut partials = Vec::with_capacity(gradients.len());
-    for (_, grad) in gradients {
+    norm(queue, gradients.iter().map(|(_, grad)| grad))
+}
+
+/// The L2 norm over all elements of some f32 tensors.
+pub(crate) fn norm<'a>(queue: &Queue, tensors: impl Iterator<Item = &'a Tensor>) -> Result<f64> {
+    let mut partials = Vec::new();
+    for grad in tensors {
         let units = grad.shape().elements().div_ceil(SUM_SQUARES_UNIT);
         let partial = queue.alloc(MemoryKind::Workspace, DType::F32, [units])?;
         (queue.backend().sum_squares)(queue, SumSquaresArgs { x: grad, partial: &partial })?;

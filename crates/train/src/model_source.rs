@@ -1,8 +1,12 @@
 //! Where a model comes from: a folder, a preset, or a configuration in the run file.
 
+use crate::checkpoint::Checkpoint;
 use crate::config::{ModelSource, RunConfig};
 use crate::error::{Result, TrainError};
+use crate::pretrained;
+use crate::training_data::at_fault;
 use data::Tokenizer;
+use generate::{ModelLocation, locate};
 use models::families::{TokenIds, presets};
 use models::weights::WeightSource;
 use models::{Model, ModelConfig, registry};
@@ -12,8 +16,7 @@ use std::path::{Path, PathBuf};
 pub struct ModelOrigin {
     /// The configuration; its vocabulary may still be open.
     pub config: ModelConfig,
-    /// The folder with weights; none: random ones.
-    pub folder: Option<PathBuf>,
+    weights: Origin,
     /// The folder's own tokenizer.
     pub tokenizer: Option<Tokenizer>,
     /// Where messages say the configuration stands.
@@ -22,12 +25,21 @@ pub struct ModelOrigin {
     names_tokens: bool,
 }
 
+/// Where weights come from.
+enum Origin {
+    Random,
+    /// A Hugging Face folder.
+    Folder(PathBuf),
+    Checkpoint(Checkpoint),
+}
+
 impl ModelOrigin {
     /// What a run file's `model` section names.
     pub fn open(config: &RunConfig, source: ModelSource<'_>) -> Result<Self> {
         match source {
             ModelSource::Path(path) => match path.to_str().filter(|name| presets::NAMES.contains(name)) {
                 Some(name) if !path.exists() => Self::preset(name).map_err(|error| config.error(error).into()),
+                _ if !path.is_dir() => Err(config.error_at("model.path", no_folder(path)).into()),
                 _ => Self::folder(path),
             },
             ModelSource::Preset(name) => Self::preset(name).map_err(|error| config.error(error).into()),
@@ -37,7 +49,7 @@ impl ModelOrigin {
                 let model = ModelConfig::from_json(&value, &place).map_err(|error| config.error(error))?;
                 let names_tokens = ["bos_token_id", "eos_token_id"].iter().any(|key| value.get(key).is_some());
                 let place = format!("{}: {place}", config.name());
-                Ok(Self { config: model, folder: None, tokenizer: None, place, names_tokens })
+                Ok(Self { config: model, weights: Origin::Random, tokenizer: None, place, names_tokens })
             }
         }
     }
@@ -45,28 +57,28 @@ impl ModelOrigin {
     fn preset(name: &str) -> Result<Self, models::hf::ConfigError> {
         let place = "model.preset".to_owned();
         let config = presets::preset(name, &place)?;
-        Ok(Self { config, folder: None, tokenizer: None, place, names_tokens: false })
+        Ok(Self { config, weights: Origin::Random, tokenizer: None, place, names_tokens: false })
     }
 
+    /// A Hugging Face folder, a checkpoint, or what a run left in its output folder.
     fn folder(path: &Path) -> Result<Self> {
-        if !path.is_dir() {
-            return Err(TrainError::Request(format!(
-                "model.path is {}, which is not a folder; it must be a folder with config.json and model.safetensors",
-                path.display()
-            )));
+        match locate(path)? {
+            ModelLocation::HuggingFace(folder) => {
+                let config = ModelConfig::from_folder(&folder)?;
+                let file = folder.join("tokenizer.json");
+                let tokenizer = file.exists().then(|| Tokenizer::load(&file)).transpose()?;
+                let place = folder.join("config.json").display().to_string();
+                let weights = Origin::Folder(folder);
+                Ok(Self { config, weights, tokenizer, place, names_tokens: true })
+            }
+            ModelLocation::Checkpoint(folder) => {
+                let checkpoint = Checkpoint::open(&folder)?;
+                let (config, tokenizer) = pretrained::parts(&checkpoint)?;
+                let place = folder.display().to_string();
+                let weights = Origin::Checkpoint(checkpoint);
+                Ok(Self { config, weights, tokenizer, place, names_tokens: true })
+            }
         }
-        // The output of a run holds its model in a sub-folder.
-        let inner = path.join("model");
-        let folder = if !path.join("config.json").exists() && inner.join("config.json").exists() {
-            inner
-        } else {
-            path.to_owned()
-        };
-        let config = ModelConfig::from_folder(&folder)?;
-        let file = folder.join("tokenizer.json");
-        let tokenizer = file.exists().then(|| Tokenizer::load(&file)).transpose()?;
-        let place = folder.join("config.json").display().to_string();
-        Ok(Self { config, folder: Some(folder), tokenizer, place, names_tokens: true })
     }
 
     /// The tokenizer of a run whose data are not opened; made only where the vocabulary depends on it.
@@ -74,7 +86,8 @@ impl ModelOrigin {
         match &config.data {
             Some(section) if self.config.vocab_size.is_none() => {
                 let cache = section.cache.clone().map_or_else(data::default_cache, Ok)?;
-                Ok(data::choose_tokenizer(section, self.tokenizer.as_ref(), &cache)?)
+                let chosen = data::choose_tokenizer(section, self.tokenizer.as_ref(), &cache);
+                chosen.map_err(|error| at_fault(config, error))
             }
             _ => Ok(self.tokenizer.clone()),
         }
@@ -104,10 +117,21 @@ impl ModelOrigin {
     }
 
     /// Where the weights come from; names and shapes of files have been held against the model.
-    pub fn weights(&self, model: &Model, seed: u64) -> Result<WeightSource> {
-        Ok(match &self.folder {
-            Some(folder) => WeightSource::folder(folder, model)?,
-            None => WeightSource::Random { seed },
+    pub fn weights(self, model: &Model, seed: u64) -> Result<WeightSource> {
+        Ok(match self.weights {
+            Origin::Random => WeightSource::Random { seed },
+            Origin::Folder(folder) => WeightSource::folder(&folder, model)?,
+            Origin::Checkpoint(checkpoint) => pretrained::weights(checkpoint),
         })
     }
+}
+
+fn no_folder(path: &Path) -> String {
+    let problem = if path.exists() { "is a file" } else { "there is no such folder" };
+    format!(
+        "{}: {problem}; it must be a folder in the Hugging Face layout, a checkpoint, the output of a run, or a preset \
+         ({})",
+        path.display(),
+        presets::NAMES.join(", ")
+    )
 }

@@ -2,6 +2,9 @@
 
 use crate::checkpoint::{self, Checkpoint};
 use crate::error::{Result, TrainError};
+use crate::export::remove_folder;
+use std::fs::{File, TryLockError};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// The paths of a run's output.
@@ -40,12 +43,25 @@ impl Output {
         [self.run_json(), self.metrics(), self.checkpoints(), self.model()].iter().any(|path| path.exists())
     }
 
+    /// Refuses a path that is no folder and cannot become one. Writes nothing.
+    pub(crate) fn check_folder(&self) -> Result<()> {
+        let folder = self.folder.display();
+        if self.folder.as_os_str().is_empty() {
+            return Err(TrainError::Request("run.output is empty; it must be the path of a folder".to_owned()));
+        }
+        match self.folder.ancestors().find(|path| path.exists()) {
+            Some(file) if !file.is_dir() => {
+                let problem = if file == self.folder { "which".to_owned() } else { format!("and {}", file.display()) };
+                Err(TrainError::Request(format!("run.output is {folder}, {problem} is a file; it must be a folder")))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Refuses a folder that holds another run, or is no folder. Writes nothing.
     pub(crate) fn check_free(&self) -> Result<()> {
+        self.check_folder()?;
         let folder = self.folder.display();
-        if self.folder.exists() && !self.folder.is_dir() {
-            return Err(TrainError::Request(format!("run.output is {folder}, which is a file; it must be a folder")));
-        }
         if self.holds_run() {
             return Err(TrainError::Request(format!(
                 "run.output {folder} already holds a run; go on with it by --resume, or choose another folder \
@@ -55,11 +71,40 @@ impl Output {
         Ok(())
     }
 
-    /// Makes the folder and shows that files can be written there.
+    /// Makes the folder and shows that files can be written there. That it is not so is a wrong request: nothing has been
+    /// written yet.
     pub(crate) fn create(&self) -> Result<()> {
-        std::fs::create_dir_all(&self.folder).map_err(|error| {
-            TrainError::Request(format!("run.output {}: cannot create the folder: {error}", self.folder.display()))
-        })
+        let folder = self.folder.display();
+        let refused = |what: &str, error: std::io::Error| {
+            let rule = "it must be a folder where files can be written";
+            TrainError::Request(format!("run.output is {folder}, and {what}: {error}; {rule}"))
+        };
+        std::fs::create_dir_all(&self.folder).map_err(|error| refused("it cannot be made", error))?;
+        let probe = self.folder.join(".bessemer-probe");
+        std::fs::write(&probe, [])
+            .and_then(|()| std::fs::remove_file(&probe))
+            .map_err(|error| refused("no file can be written there", error))
+    }
+
+    /// Takes the folder for this process until the file is dropped: two runs in one folder would lose each other's work.
+    pub(crate) fn lock(&self) -> Result<File> {
+        let path = self.folder.join(".lock");
+        let file = File::create(&path).map_err(TrainError::io(&path, "create"))?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(TryLockError::WouldBlock) => Err(TrainError::Request(format!(
+                "run.output {} is in use by a run that is still going; wait for it, or choose another folder",
+                self.folder.display()
+            ))),
+            // A file system without locks: nothing to hold, and no reason to refuse.
+            Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => Ok(file),
+            Err(TryLockError::Error(error)) => Err(TrainError::io(&path, "lock")(error)),
+        }
+    }
+
+    /// Removes the model of an earlier, shorter run.
+    pub(crate) fn remove_model(&self) -> Result<()> {
+        remove_folder(&self.model())
     }
 
     /// The newest checkpoint that is whole, with what there is to say about damaged ones.

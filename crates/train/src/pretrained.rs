@@ -21,13 +21,16 @@ pub fn open(path: &Path, options: LoadOptions) -> Result<LoadedModel> {
     let (config, tokenizer) = parts(&checkpoint)?;
     let tokens = &config.tokens;
     let generation = GenerationConfig::for_tokens(tokens.bos, &tokens.eos, tokens.pad);
-    let weights = |_: &models::Model| {
-        Ok(WeightSource::Reader(Box::new(move |spec, range| {
-            let values = checkpoint.read_range("weight", &spec.name, range);
-            values.map_err(|error| HfError::Damaged { path: folder.clone(), problem: error.to_string() })
-        })))
-    };
+    let weights = |_: &models::Model| Ok(weights(checkpoint));
     Ok(LoadedModel::from_parts(config, tokenizer, generation, weights, options)?)
+}
+
+/// The weights that a checkpoint holds; every piece is checked as it is read.
+pub(crate) fn weights(checkpoint: Checkpoint) -> WeightSource {
+    WeightSource::Reader(Box::new(move |spec, range| {
+        let values = checkpoint.read_range("weight", &spec.name, range);
+        values.map_err(|error| HfError::Damaged { path: checkpoint.folder().to_owned(), problem: error.to_string() })
+    }))
 }
 
 /// Writes a Hugging Face folder from any checkpoint, whatever mesh wrote it.
@@ -57,7 +60,7 @@ pub fn export(from: &Path, to: &Path, dtype: Option<DType>) -> Result<()> {
 }
 
 /// The model's configuration, and the tokenizer of the run the checkpoint lies in.
-fn parts(checkpoint: &Checkpoint) -> Result<(ModelConfig, Option<Tokenizer>)> {
+pub(crate) fn parts(checkpoint: &Checkpoint) -> Result<(ModelConfig, Option<Tokenizer>)> {
     let (folder, model) = (checkpoint.folder(), &checkpoint.manifest().head.model);
     if model.is_null() {
         return Err(TrainError::Request(format!(

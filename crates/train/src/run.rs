@@ -1,16 +1,18 @@
 //! A whole run: from a run file to a trained model in its output folder.
 //!
 //! # Order of events
-//! 1. [`Run::prepare`] reads model, tokenizer and data, resolves the plan, holds weights against the model and looks at the
-//!    output folder. Whatever is wrong with the request is found here; nothing has been written yet.
-//! 2. [`Run::execute`] makes the folder, writes `run.json`, and loads the newest checkpoint when resuming.
-//! 3. Per step: batch, update, a line of metrics; then, where due, evaluation, sample, checkpoint, in this order, so that a
-//!    checkpoint stands behind everything the lines before it say.
+//! 1. [`Run::prepare`] reads model, tokenizer and data, resolves the plan, holds weights against the model, looks at the
+//!    output folder and loads the newest checkpoint when resuming. What is wrong with the request is found here; nothing
+//!    has been written yet.
+//! 2. [`Run::execute`] makes the folder, locks it against a second run, and writes `run.json`.
+//! 3. Per step: batch, update, a line of metrics; then, where due, evaluation, checkpoint, sample, in this order, so that a
+//!    checkpoint stands behind every figure before it and nothing done for show can lose it.
 //! 4. At the end, or after a signal, a last checkpoint; at the end also evaluation, `model/` and a sample.
 //!
 //! # Invariants
 //! - A batch is a function of the samples consumed, dropout of (seed, step): a resumed run goes on bit for bit.
-//! - A signal only sets a flag; the step under way is finished first.
+//! - A signal only sets a flag; the step under way is finished first, and nothing else that is due.
+//! - Weights that are not finite are never saved.
 
 use crate::checkpoint::{self, Checkpoint, Head, Loader, Rng, TensorSpec};
 use crate::config::RunConfig;
@@ -20,16 +22,18 @@ use crate::event::{Event, Observer, StepMetrics};
 use crate::metrics::MetricsFile;
 use crate::model_source::ModelOrigin;
 use crate::output::Output;
+use crate::plan::report::PlanReport;
 use crate::plan::{self, RunPlan};
 use crate::state::StateTensor;
-use crate::system::peak_resident_bytes;
+use crate::system::{peak_resident_bytes, total_memory_bytes};
 use crate::training_data::TrainingData;
-use data::Dataset;
+use data::{Dataset, Tokenizer};
 use generate::{Evaluation, Forward, GenerateOptions, Sampling, TOKENS_PER_PASS};
 use models::Resident;
 use ops::Single;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -62,7 +66,7 @@ pub struct Run {
     engine: Engine,
     data: TrainingData,
     output: Output,
-    resumed: Option<Checkpoint>,
+    resumed_at: Option<u64>,
 }
 
 impl Run {
@@ -73,28 +77,33 @@ impl Run {
     pub fn prepare(config: RunConfig, resume: bool, observer: &mut dyn Observer) -> Result<Self> {
         let (source, ..) = config.for_training()?;
         let output = Output::new(&config.run.output);
-        if !resume {
-            output.check_free()?;
+        if resume {
+            output.check_folder()?
+        } else {
+            output.check_free()?
         }
         let mut origin = ModelOrigin::open(&config, source)?;
         let max_positions = Some(origin.config.max_positions());
         let (own, vocab_size) = (origin.tokenizer.clone(), origin.config.vocab_size);
-        // The batch sizes and the instruction set are refused before the data are read.
-        RunPlan::resolve(&config, plan::sequence_length(&config, max_positions)?, 0)?;
+        // Batch sizes, instruction set and memory are refused before the data are read.
+        let plan = RunPlan::resolve(&config, plan::sequence_length(&config, max_positions)?, 0)?;
+        if vocab_size.is_some() {
+            check_memory(&config, &mut origin, None, plan.clone())?;
+        }
         let data = TrainingData::open(&config, own.as_ref(), max_positions, vocab_size, observer)?;
+        if vocab_size.is_none() {
+            check_memory(&config, &mut origin, data.tokenizer.as_ref(), plan)?;
+        }
+        check_sample(&config, &data, origin.config.max_positions())?;
         let model = origin.build(data.tokenizer.as_ref(), positions(&config, &origin, &data))?;
         let weights = origin.weights(&model, config.run.seed)?;
         for notice in config.notices() {
             observer.on(Event::Notice(&notice));
         }
-        let resumed = if resume { newest(&output, observer)? } else { None };
         let mut engine = Engine::with_weights(model, config, &weights)?;
         engine.resolve_steps(data.loader.epoch_samples())?;
-        if let Some(checkpoint) = &resumed {
-            check_same_run(&engine, &data, checkpoint, observer)?;
-            engine.load_checkpoint(checkpoint)?;
-        }
-        Ok(Self { engine, data, output, resumed })
+        let resumed_at = if resume { load_newest(&mut engine, &data, &output, observer)? } else { None };
+        Ok(Self { engine, data, output, resumed_at })
     }
 
     /// Every number of the run.
@@ -107,8 +116,44 @@ impl Run {
     /// # Errors
     /// Whatever stops a run; the last checkpoint stays.
     pub fn execute(mut self, observer: &mut dyn Observer, stop: &Stop) -> Result<Outcome> {
-        let resumed_at = self.resumed.take().map(|_| self.engine.counters.step);
-        Loop::begin(&mut self.engine, &self.data, self.output, resumed_at)?.run(observer, stop)
+        Loop::begin(&mut self.engine, &self.data, self.output, self.resumed_at)?.run(observer, stop)
+    }
+}
+
+/// Refuses a run that this machine cannot hold, before anything large is allocated.
+fn check_memory(
+    config: &RunConfig,
+    origin: &mut ModelOrigin,
+    tokenizer: Option<&Tokenizer>,
+    plan: RunPlan,
+) -> Result<()> {
+    let model = origin.build(tokenizer, plan.sequence_length)?;
+    PlanReport::of_model(config, model, plan, 1)?.check_memory(config, total_memory_bytes())
+}
+
+/// Refuses samples that cannot be made, before the run rather than in its middle.
+fn check_sample(config: &RunConfig, data: &TrainingData, max_positions: usize) -> Result<()> {
+    let Some(prompt) = &config.run.sample_prompt else {
+        let every = config.run.sample_every;
+        let wrong = || {
+            config.error(format!(
+                "run.sample_every is {every} and run.sample_prompt is missing; give a text to go on from"
+            ))
+        };
+        return if every > 0 { Err(wrong().into()) } else { Ok(()) };
+    };
+    let wrong = |why: String| Err(config.error(format!("run.sample_prompt is {prompt:?}; {why}")).into());
+    let Some(tokenizer) = &data.tokenizer else {
+        return wrong("the data came as tokens and there is no tokenizer to read it with: leave it out".to_owned());
+    };
+    match tokenizer.encode(prompt) {
+        Err(error) => wrong(error.to_string()),
+        Ok(tokens) if tokens.is_empty() => wrong("it must hold at least one token".to_owned()),
+        Ok(tokens) if tokens.len() >= max_positions => wrong(format!(
+            "it is {} tokens long and must be shorter than the model's {max_positions} positions",
+            tokens.len()
+        )),
+        Ok(_) => Ok(()),
     }
 }
 
@@ -132,6 +177,32 @@ pub(crate) fn train(
     output.check_free()?;
     engine.resolve_steps(data.loader.epoch_samples())?;
     Loop::begin(engine, data, output, None)?.run(observer, stop)
+}
+
+/// A resumed run of an engine: what [`Engine::resume`] does.
+pub(crate) fn resume(
+    engine: &mut Engine,
+    data: &TrainingData,
+    observer: &mut dyn Observer,
+    stop: &Stop,
+) -> Result<Outcome> {
+    let output = Output::new(&engine.config.run.output);
+    engine.resolve_steps(data.loader.epoch_samples())?;
+    let resumed_at = load_newest(engine, data, &output, observer)?;
+    Loop::begin(engine, data, output, resumed_at)?.run(observer, stop)
+}
+
+/// Puts the newest checkpoint into an engine; returns its step, or `None` if there is none.
+fn load_newest(
+    engine: &mut Engine,
+    data: &TrainingData,
+    output: &Output,
+    observer: &mut dyn Observer,
+) -> Result<Option<u64>> {
+    let Some(checkpoint) = newest(output, observer)? else { return Ok(None) };
+    check_same_run(engine, data, &checkpoint, observer)?;
+    engine.load_checkpoint(&checkpoint)?;
+    Ok(Some(engine.counters.step))
 }
 
 fn newest(output: &Output, observer: &mut dyn Observer) -> Result<Option<Checkpoint>> {
@@ -243,6 +314,8 @@ struct Loop<'a> {
     data: &'a TrainingData,
     output: Output,
     metrics: MetricsFile,
+    /// Held to the end: no second run may write here.
+    _lock: File,
     /// The last step whose evaluation, sample or checkpoint was made.
     evaluated: Option<u64>,
     saved: Option<u64>,
@@ -252,17 +325,22 @@ impl<'a> Loop<'a> {
     /// Makes the output folder, `run.json` and the metrics file. `resumed_at`: the step of the checkpoint that was loaded.
     fn begin(engine: &'a mut Engine, data: &'a TrainingData, output: Output, resumed_at: Option<u64>) -> Result<Self> {
         output.create()?;
-        models::hf::write_json(&output.run_json(), &engine.plan.resolved(&engine.config))?;
-        // A checkpoint alone does not say how text became tokens.
-        if let Some(tokenizer) = &data.tokenizer {
-            tokenizer.save(output.folder())?;
-        }
+        let lock = output.lock()?;
         let path = output.metrics();
         let metrics = match resumed_at {
             Some(step) => MetricsFile::resume(&path, step)?,
             None => MetricsFile::create(&path)?,
         };
-        Ok(Self { engine, data, output, metrics, evaluated: None, saved: resumed_at })
+        if resumed_at.is_some_and(|step| step < engine.plan.steps) {
+            // The model of a shorter run: older than the checkpoints to come, and it would be taken for the result.
+            output.remove_model()?;
+        }
+        models::hf::write_json(&output.run_json(), &engine.plan.resolved(&engine.config))?;
+        // A checkpoint alone does not say how text became tokens.
+        if let Some(tokenizer) = &data.tokenizer {
+            tokenizer.save(output.folder())?;
+        }
+        Ok(Self { engine, data, output, metrics, _lock: lock, evaluated: None, saved: resumed_at })
     }
 
     fn run(mut self, observer: &mut dyn Observer, stop: &Stop) -> Result<Outcome> {
@@ -279,14 +357,17 @@ impl<'a> Loop<'a> {
             let (eval_due, sample_due, save_due) =
                 (due(every.eval_every), due(every.sample_every), due(every.checkpoint_every));
             let last = self.engine.counters.step == steps;
+            if stop.signal().is_some() && !last {
+                continue;
+            }
             if eval_due || last {
                 self.evaluate(observer)?;
             }
-            if sample_due && !last {
-                self.sample(observer)?;
-            }
             if save_due && !last {
                 self.save(observer)?;
+            }
+            if sample_due && !last {
+                self.sample(observer)?;
             }
         }
         self.save(observer)?;
@@ -331,6 +412,9 @@ impl<'a> Loop<'a> {
             return Ok(());
         };
         let Evaluation { loss, perplexity, tokens, .. } = evaluate(self.engine, dataset, observer)?;
+        if !loss.is_finite() {
+            return Err(TrainError::Diverged { step, what: "the validation loss".to_owned() });
+        }
         self.metrics
             .append(&json!({"step": step, "eval_loss": loss, "eval_perplexity": perplexity, "eval_tokens": tokens}))?;
         observer.on(Event::Evaluated { step, loss, perplexity });
@@ -379,6 +463,9 @@ impl<'a> Loop<'a> {
         let specs: Vec<TensorSpec> = (tensors.iter())
             .map(|StateTensor { name, kind, tensor }| TensorSpec::whole(*name, *kind, tensor.shape().dims()))
             .collect();
+        if let Some(name) = engine.state.first_non_finite(&engine.queue, &engine.model)? {
+            return Err(TrainError::Diverged { step, what: format!("weight {name}") });
+        }
         // The lines up to this step must be as safe as the checkpoint behind them.
         self.metrics.sync()?;
         let folder = self.output.checkpoints();

@@ -4,6 +4,7 @@
 //! in the pass that updates the masters; it is not stored in checkpoints.
 
 use crate::error::Result;
+use crate::grad_norm::norm;
 use models::weights::{self, WeightSource};
 use models::{Model, ParamSpec};
 use ops::{ParamId, ParamStore, Part};
@@ -102,6 +103,16 @@ impl TrainState {
             }
         }
         Ok(())
+    }
+
+    /// The name of the first parameter with a value that is not finite.
+    pub fn first_non_finite(&self, queue: &Queue, model: &Model) -> Result<Option<String>> {
+        for (spec, master) in self.masters(model) {
+            if !norm(queue, std::iter::once(master))?.is_finite() {
+                return Ok(Some(spec.name.clone()));
+            }
+        }
+        Ok(None)
     }
 
     /// The master weights with their specifications, in the order of the model.

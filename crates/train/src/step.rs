@@ -50,7 +50,7 @@ pub struct StepContext<'a> {
 /// What a step did.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepReport {
-    /// Mean over counted targets, before the update.
+    /// Mean over counted targets, before the update, with the losses that blocks declared.
     pub loss: f64,
     /// Norm of the mean gradient, before clipping.
     pub grad_norm: f64,
@@ -66,6 +66,8 @@ pub struct StepReport {
 #[derive(Default)]
 pub struct Accumulated {
     logprobs: Vec<Tensor>,
+    /// Losses that blocks declared, each with the targets of its micro-batch.
+    losses: Vec<(usize, Tensor)>,
     num_targets: u64,
     cost: Cost,
 }
@@ -81,22 +83,28 @@ impl StepContext<'_> {
             return Ok(());
         }
         let seed = -1.0 / self.nominal_targets as f32;
-        let (logprobs, cost) = self.pass().forward_backward(&self.env(&batch, Some(seed)), 0.0, self.recompute)?;
-        so_far.logprobs.push(logprobs);
+        // The factor nominal / counted of the update makes this the micro-batch's share of the step's targets.
+        let loss_weight = batch.num_targets as f32 / self.nominal_targets as f32;
+        let pass = self.pass().forward_backward(&self.env(&batch, Some(seed)), loss_weight, self.recompute)?;
+        so_far.logprobs.push(pass.logprobs);
+        so_far.losses.extend(pass.losses.into_iter().map(|(_, loss)| (batch.num_targets, loss)));
         so_far.num_targets += batch.num_targets as u64;
-        so_far.cost += cost;
+        so_far.cost += pass.cost;
         Ok(())
     }
 
     /// Norm, clipping and update. `samples`: the micro-batches again, to find where a loss stopped being finite.
     pub fn update(&self, so_far: Accumulated, samples: &[data::Sample]) -> Result<StepReport> {
-        let Accumulated { logprobs, num_targets, cost } = so_far;
+        let Accumulated { logprobs, losses, num_targets, cost } = so_far;
         let mut sum = 0.0f64;
         for logprobs in &logprobs {
             sum += self.queue.read::<f32>(logprobs)?.into_iter().map(f64::from).sum::<f64>();
         }
+        for (targets, loss) in &losses {
+            sum -= *targets as f64 * f64::from(self.queue.read_f32(loss)?[0]);
+        }
         if num_targets == 0 {
-            return Err(TrainError::Request(format!("step {}: the batch has no target that counts", self.step)));
+            return Err(TrainError::NoTarget { step: self.step, samples: samples.len() });
         }
         let loss = -sum / num_targets as f64;
         if !loss.is_finite() {

@@ -1,10 +1,10 @@
 //! The training and validation samples of a run.
 
 use crate::config::RunConfig;
-use crate::error::Result;
+use crate::error::{Result, TrainError};
 use crate::event::{Event, Observer};
 use crate::plan;
-use data::{Dataset, Loader, OpenOptions, Tokenizer};
+use data::{DataError, Dataset, Loader, OpenOptions, Tokenizer};
 use std::cell::RefCell;
 
 /// What a run trains and validates on.
@@ -35,7 +35,7 @@ impl TrainingData {
         let (_, section, _) = config.for_training()?;
         let sequence_length = plan::sequence_length(config, max_positions)?;
         let cache = section.cache.clone().map_or_else(data::default_cache, Ok)?;
-        let tokenizer = data::choose_tokenizer(section, models_own, &cache)?;
+        let tokenizer = data::choose_tokenizer(section, models_own, &cache).map_err(|error| at_fault(config, error))?;
         let observer = RefCell::new(observer);
         let on_event = |event: data::Event<'_>| match event {
             data::Event::Tokenizing { source, done, total } => {
@@ -55,7 +55,10 @@ impl TrainingData {
             vocab_size,
             on_event: &on_event,
         };
-        let (train, validation) = data::open(section, tokenizer.as_ref(), &options)?;
+        let opened = data::open(section, tokenizer.as_ref(), &options);
+        let (train, validation) = opened.map_err(|error| at_fault(config, error))?;
+        check_targets(config, "data.train", &train)?;
+        validation.iter().try_for_each(|dataset| check_targets(config, "data.validation", dataset))?;
         let loader = Loader::new(train, config.run.seed, section.shuffle);
         Ok(Self { loader, validation, tokenizer, sequence_length })
     }
@@ -64,4 +67,24 @@ impl TrainingData {
     pub fn vocab_size(&self) -> Option<usize> {
         self.tokenizer.as_ref().map(Tokenizer::vocab_size)
     }
+}
+
+/// The same error, saying in which file, or in which words of the command line, the key at fault stands.
+pub(crate) fn at_fault(config: &RunConfig, error: DataError) -> TrainError {
+    match error {
+        DataError::Under { error, .. } if matches!(*error, DataError::NoTokenizer | DataError::Config { .. }) => {
+            config.error(error).into()
+        }
+        DataError::Under { key, error } => config.error_at(&key, error).into(),
+        error => config.error(error).into(),
+    }
+}
+
+/// Refuses data in which no target counts. Nearly always the first sample has one.
+fn check_targets(config: &RunConfig, key: &str, dataset: &Dataset) -> Result<()> {
+    if (0..dataset.num_samples()).any(|index| dataset.get(index).num_targets() > 0) {
+        return Ok(());
+    }
+    let problem = "no target counts: every label is -100 or every row has one token; some labels must be token ids";
+    Err(config.error_at(key, problem).into())
 }

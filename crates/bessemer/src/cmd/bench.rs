@@ -2,7 +2,9 @@
 
 use crate::Global;
 use crate::cmd::model::Precision;
+use crate::cmd::numbers::{at_least_one, threads};
 use crate::failure::Failure;
+use crate::ui::Ui;
 use serde_json::{Value, json};
 use std::io::{Write, stdout};
 use tensor::profile::Times;
@@ -21,16 +23,16 @@ pub(crate) struct Args {
     #[arg(long, value_enum)]
     precision: Option<Precision>,
     /// Rows of a step
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 4, value_parser = at_least_one)]
     batch: u64,
     /// Tokens of a row
-    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 256, value_parser = at_least_one)]
     length: u64,
     /// Steps that are measured; one before them is not
-    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 6, value_parser = at_least_one)]
     steps: u64,
     /// Threads; 0 = all cores
-    #[arg(long, default_value_t = 0, value_name = "N")]
+    #[arg(long, default_value_t = 0, value_name = "N", value_parser = threads)]
     threads: usize,
     /// The highest instruction set: portable, avx2, avx512, avx512_bf16
     #[arg(long, value_name = "NAME")]
@@ -58,10 +60,13 @@ pub(crate) fn run(args: Args, global: Global) -> Result<(), Failure> {
         recompute: args.recompute,
         profile: args.profile,
     };
+    let ui = Ui::new(global);
     let measured = bench(&options, &mut |step, seconds| {
-        if !global.quiet {
-            eprintln!("step {step}: {seconds:.3} s");
-        }
+        let note = if step == 0 { " (not counted)" } else { "" };
+        ui.line(
+            &format!("step {step}/{}  {}{note}", args.steps, shown_seconds(seconds)),
+            || json!({"event": "step", "step": step, "step_seconds": seconds}),
+        );
     });
     let measured = measured.map_err(Failure::before)?;
     let mut out = stdout().lock();
@@ -71,12 +76,16 @@ pub(crate) fn run(args: Args, global: Global) -> Result<(), Failure> {
     if args.profile {
         print_kernels(&measured, args.steps)?;
     }
-    let memory = measured.peak_memory_bytes as f64 / (1u64 << 30) as f64;
+    let memory = measured.peak_memory_bytes as f64 / (1u64 << 20) as f64;
     let (work, share) = (measured.flops_per_second / 1e9, measured.share_of_peak * 100.0);
     writeln!(out, "tokens per second  {:.1}", measured.tokens_per_second)?;
-    writeln!(out, "step               {:.3} s", measured.step_seconds)?;
+    writeln!(out, "step               {}", shown_seconds(measured.step_seconds))?;
     writeln!(out, "work               {work:.1} GFLOP/s, {share:.0} % of peak")?;
-    Ok(writeln!(out, "peak memory        {memory:.2} GiB")?)
+    Ok(writeln!(out, "peak memory        {memory:.1} MiB")?)
+}
+
+fn shown_seconds(seconds: f64) -> String {
+    if seconds < 1.0 { format!("{:.3} ms", 1e3 * seconds) } else { format!("{seconds:.3} s") }
 }
 
 fn json(measured: &Measured) -> Value {

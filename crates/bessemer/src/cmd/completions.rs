@@ -19,7 +19,12 @@ pub(crate) fn run(args: Args, mut command: clap::Command) -> Result<(), Failure>
     Ok(std::io::Write::write_all(&mut stdout(), &script)?)
 }
 
-/// Prints the man page.
+/// Print the manual page
+#[derive(clap::Args)]
+#[command(after_help = "Example:
+  bessemer man > /usr/local/share/man/man1/bessemer.1")]
+pub(crate) struct ManArgs {}
+
 pub(crate) fn man(command: clap::Command) -> Result<(), Failure> {
     Ok(clap_mangen::Man::new(command).render(&mut stdout())?)
 }

@@ -2,11 +2,15 @@
 
 use crate::Global;
 use crate::cmd::model::ModelArgs;
+use crate::cmd::numbers::at_least_one;
 use crate::failure::Failure;
-use data::{OpenOptions, Packing, Sources};
+use crate::ui::Ui;
+use data::{DataError, OpenOptions, Packing, Sources};
 use generate::{LoadedModel, TOKENS_PER_PASS, evaluate};
 use serde_json::json;
+use std::cell::RefCell;
 use std::io::{Write, stdout};
+use train::Observer;
 
 /// Mean loss, perplexity and bits per byte over a whole set
 #[derive(clap::Args)]
@@ -20,14 +24,14 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PATH")]
     data: String,
     /// Tokens of a window; by default the smaller of 1024 and the model's positions
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
     sequence_length: Option<u64>,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
-fn open(args: &Args, model: &LoadedModel, global: Global) -> Result<data::Dataset, Failure> {
+fn open(args: &Args, model: &LoadedModel, ui: &RefCell<Ui>) -> Result<data::Dataset, Failure> {
     let longest = model.positions;
     let sequence_length = args.sequence_length.map_or(longest.min(1024), |length| length as usize);
     if sequence_length > longest {
@@ -37,11 +41,12 @@ fn open(args: &Args, model: &LoadedModel, global: Global) -> Result<data::Datase
     }
     let mut sources = Sources::from(args.data.as_str());
     let rows_of_tokens = sources.0.iter_mut().any(|source| source.format == Some(data::Format::Tokenized));
-    let on_event = |event: data::Event<'_>| {
-        if let data::Event::CacheDamaged { source, reason } = event
-            && !global.quiet
-        {
-            eprintln!("note: the token cache of {source} is damaged ({reason}) and is made again");
+    let on_event = |event: data::Event<'_>| match event {
+        data::Event::Tokenizing { source, done, total } => {
+            ui.borrow_mut().on(train::Event::Tokenizing { source, done, total });
+        }
+        data::Event::CacheDamaged { source, reason } => {
+            ui.borrow().note(&format!("the token cache of {source} is damaged ({reason}) and is made again"));
         }
     };
     let options = OpenOptions {
@@ -53,17 +58,32 @@ fn open(args: &Args, model: &LoadedModel, global: Global) -> Result<data::Datase
         vocab_size: model.config.vocab_size,
         on_event: &on_event,
     };
-    data::open_evaluation(&sources, model.tokenizer.as_ref(), &options, "--data").map_err(Failure::request)
+    data::open_evaluation(&sources, model.tokenizer.as_ref(), &options, "--data").map_err(|error| match error {
+        DataError::Under { error, .. } if matches!(*error, DataError::NoTokenizer) => Failure::request(format!(
+            "--data {}: it is text, and the model's folder has no tokenizer.json; put one there, or give rows of tokens",
+            args.data
+        )),
+        error => Failure::request(error),
+    })
 }
 
 pub(crate) fn run(args: Args, global: Global) -> Result<(), Failure> {
     let model = args.model.open()?;
-    let dataset = open(&args, &model, global)?;
-    let samples = (0..dataset.num_samples()).map(|index| dataset.get(index));
+    let ui = RefCell::new(Ui::new(global));
+    let dataset = open(&args, &model, &ui)?;
+    let total = dataset.num_samples();
+    let samples = (0..total).map(|index| {
+        ui.borrow_mut().on(train::Event::Evaluating { done: index, total });
+        dataset.get(index)
+    });
     let sum = evaluate(&model.forward(), samples, TOKENS_PER_PASS).map_err(Failure::running)?;
-    let evaluation = sum
-        .evaluation(dataset.text_bytes())
-        .ok_or_else(|| Failure::request(format!("--data {}: no target counts", args.data)))?;
+    drop(ui);
+    let evaluation = sum.evaluation(dataset.text_bytes()).ok_or_else(|| {
+        Failure::request(format!(
+            "--data {}: no target counts: every label is -100, or every row has one token",
+            args.data
+        ))
+    })?;
     let mut out = stdout().lock();
     if args.json {
         return Ok(writeln!(out, "{}", json!(evaluation))?);

@@ -3,6 +3,8 @@
 use crate::Global;
 use crate::cmd::model::Precision;
 use crate::failure::Failure;
+use crate::ui::Ui;
+use serde_json::json;
 use std::path::PathBuf;
 
 /// Make a Hugging Face folder from a checkpoint
@@ -22,8 +24,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args, global: Global) -> Result<(), Failure> {
     train::pretrained::export(&args.checkpoint, &args.out, args.precision.map(Precision::dtype))
         .map_err(Failure::before)?;
-    if !global.quiet {
-        eprintln!("the model is in {}", args.out.display());
-    }
+    let folder = args.out.display().to_string();
+    Ui::new(global).line(&format!("the model is in {folder}"), || json!({"event": "exported", "path": folder}));
     Ok(())
 }

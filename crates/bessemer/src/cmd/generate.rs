@@ -1,14 +1,19 @@
 //! `bessemer generate`.
 
+use crate::Global;
 use crate::cmd::model::ModelArgs;
+use crate::cmd::numbers::{count, token_id};
 use crate::failure::Failure;
-use generate::{GenerateOptions, LoadedModel};
+use crate::ui::Ui;
+use generate::{GenerateOptions, LoadedModel, StopReason};
 use serde_json::json;
 use std::io::{Write, stdout};
 use std::ops::ControlFlow;
 
 /// Go on from a prompt; text appears as it is made
 #[derive(clap::Args)]
+#[command(group = clap::ArgGroup::new("from").required(true).args(["prompt", "tokens"]))]
+#[command(allow_negative_numbers = true)]
 #[command(after_help = "Examples:
   bessemer generate runs/shakespeare --prompt ROMEO:
   bessemer generate gpt2/ --prompt 'Once upon a time' --temperature 0.8 --top-p 0.95 --seed 1
@@ -17,19 +22,19 @@ pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
     /// Text to go on from
-    #[arg(long, required_unless_present = "tokens", conflicts_with = "tokens")]
+    #[arg(long)]
     prompt: Option<String>,
     /// Token ids to go on from, for models without a tokenizer
-    #[arg(long, value_name = "ID,ID,...", value_delimiter = ',')]
+    #[arg(long, value_name = "ID,ID,...", value_delimiter = ',', value_parser = token_id)]
     tokens: Vec<u32>,
     /// New tokens at most
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = count)]
     max_new_tokens: Option<usize>,
     /// 0 is greedy; by default the model's own, else 1
     #[arg(long, value_name = "X")]
     temperature: Option<f64>,
     /// Choose among the K likeliest tokens; 0 = all
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", value_parser = count)]
     top_k: Option<usize>,
     /// Choose among the likeliest tokens that together have probability P
     #[arg(long, value_name = "P")]
@@ -63,7 +68,7 @@ impl Args {
     }
 }
 
-pub(crate) fn run(args: Args) -> Result<(), Failure> {
+pub(crate) fn run(args: Args, global: Global) -> Result<(), Failure> {
     let model = args.model.open()?;
     let prompt = match &args.prompt {
         Some(prompt) => model.encode(prompt).map_err(Failure::request)?,
@@ -72,12 +77,11 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let options = args.options(&model, prompt.len());
     let mut out = stdout().lock();
     let mut write_error = None;
-    if let (Some(prompt), false) = (&args.prompt, args.json) {
-        write!(out, "{prompt}")?;
-        out.flush()?;
-    }
+    // Shown with the first new text: until then the request may still be refused.
+    let mut unshown_prompt = args.prompt.as_deref().filter(|_| !args.json);
     let generated = generate::generate(model.forward(), model.tokenizer.as_ref(), &prompt, options, |text| {
-        let shown = if args.json { Ok(()) } else { write!(out, "{text}").and_then(|()| out.flush()) };
+        let prompt = unshown_prompt.take().unwrap_or_default();
+        let shown = if args.json { Ok(()) } else { write!(out, "{prompt}{text}").and_then(|()| out.flush()) };
         match shown {
             Ok(()) => ControlFlow::Continue(()),
             Err(error) => {
@@ -97,5 +101,9 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         let tokens: Vec<String> = generated.tokens.iter().map(u32::to_string).collect();
         write!(out, "{}", tokens.join(","))?;
     }
-    Ok(writeln!(out)?)
+    writeln!(out, "{}", unshown_prompt.unwrap_or_default())?;
+    if let StopReason::PositionsFull(_) = generated.stop {
+        Ui::new(global).note(&format!("the text ends here because {}", generated.stop));
+    }
+    Ok(())
 }

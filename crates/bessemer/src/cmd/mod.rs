@@ -7,6 +7,7 @@ pub(crate) mod export;
 pub(crate) mod generate;
 pub(crate) mod info;
 pub(crate) mod model;
+pub(crate) mod numbers;
 pub(crate) mod plan;
 pub(crate) mod score;
 pub(crate) mod train;

@@ -1,5 +1,6 @@
 //! MODEL and how to run it: arguments that `eval`, `score` and `generate` share.
 
+use crate::cmd::numbers::threads;
 use crate::failure::Failure;
 use clap::ValueEnum;
 use generate::{LoadOptions, LoadedModel};
@@ -15,7 +16,7 @@ pub(crate) struct ModelArgs {
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     precision: Precision,
     /// Threads; 0 = all cores
-    #[arg(long, default_value_t = 0, value_name = "N")]
+    #[arg(long, default_value_t = 0, value_name = "N", value_parser = threads)]
     pub(crate) threads: usize,
 }
 

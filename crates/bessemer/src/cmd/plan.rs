@@ -1,5 +1,6 @@
 //! `bessemer plan`.
 
+use crate::cmd::numbers::at_least_one;
 use crate::cmd::train::ConfigArgs;
 use crate::failure::Failure;
 use std::io::{Write, stdout};
@@ -14,7 +15,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     config: ConfigArgs,
     /// Data-parallel ranks
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = at_least_one)]
     ranks: u64,
     /// Print JSON
     #[arg(long)]

@@ -9,6 +9,7 @@ use std::io::{Write, stdout};
 
 /// The log-probability of every token of a text
 #[derive(clap::Args)]
+#[command(group = clap::ArgGroup::new("what").required(true).args(["text", "tokens"]))]
 #[command(after_help = "Examples:
   bessemer score gpt2/ --text 'The quick brown fox'
   bessemer score gpt2/ --tokens rows.jsonl --json")]
@@ -16,7 +17,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
     /// The text to score
-    #[arg(long, required_unless_present = "tokens", conflicts_with = "tokens")]
+    #[arg(long)]
     text: Option<String>,
     /// JSONL rows {"input_ids": [...], "labels": [...]} to score
     #[arg(long, value_name = "FILE")]

@@ -1,10 +1,14 @@
 //! `bessemer train`.
 
+use crate::cmd::numbers::at_least_one;
 use crate::failure::Failure;
 use crate::ui::Ui;
 use crate::{Global, cmd};
 use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use train::config::{Overrides, RunConfig};
 use train::plan::report::PlanReport;
 use train::run::Stop;
@@ -16,17 +20,19 @@ use train::{Outcome, Run};
   bessemer train examples/shakespeare.json
   bessemer train run.json --resume
   bessemer train run.json --set run.steps=100 --set optimizer.params.lr=3e-4
-  bessemer train ds_config.json --model gpt2/ --data corpus.txt")]
+  bessemer train ds_config.json --model gpt2/ --data corpus.txt
+
+Ctrl-C (or SIGTERM) finishes the step and saves a checkpoint, which --resume goes on from; once more ends at once.")]
 pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) config: ConfigArgs,
     /// Data-parallel ranks: threads of this process
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = at_least_one)]
     ranks: u64,
     /// Go on from the newest checkpoint in run.output; start fresh if there is none
     #[arg(long)]
     resume: bool,
-    /// Check everything, print the plan, train nothing
+    /// Check everything, print the plan, train nothing; only the token cache is filled
     #[arg(long)]
     dry_run: bool,
 }
@@ -62,11 +68,7 @@ pub(crate) fn run(args: Args, global: Global) -> Result<(), Failure> {
             args.ranks
         )));
     }
-    let stop = Stop::default();
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register_usize(signal, stop.0.clone(), signal as usize).map_err(Failure::running)?;
-    }
-    let mut ui = Ui::new(global, config.log_every());
+    let mut ui = Ui::new(global).log_every(config.log_every());
     if args.dry_run {
         let report = PlanReport::of(&config, args.ranks).map_err(Failure::before)?;
         // Data, weights and output folder are looked at as well; the run is then dropped.
@@ -74,8 +76,25 @@ pub(crate) fn run(args: Args, global: Global) -> Result<(), Failure> {
         return cmd::plan::print(&report, false);
     }
     let run = Run::prepare(config, args.resume, &mut ui).map_err(Failure::before)?;
+    let stop = stop_on_signals().map_err(Failure::running)?;
     match run.execute(&mut ui, &stop).map_err(Failure::during)? {
         Outcome::Finished => Ok(()),
-        Outcome::Interrupted { signal } => Err(Failure::Signal(signal)),
+        Outcome::Interrupted { signal } => {
+            ui.interrupted(signal);
+            Err(Failure::Signal(signal))
+        }
     }
+}
+
+/// The first SIGINT or SIGTERM asks the run to stop after its step, the second ends the process: checkpoints are complete
+/// or absent at any moment. Until this is called a signal ends the process as usual, as nothing has been written.
+fn stop_on_signals() -> std::io::Result<Stop> {
+    let (stop, asked) = (Stop::default(), Arc::new(AtomicBool::new(false)));
+    for signal in [SIGINT, SIGTERM] {
+        // Actions run in the order they were registered: the first signal finds `asked` false and then sets it.
+        flag::register_conditional_shutdown(signal, 128 + signal, asked.clone())?;
+        flag::register(signal, asked.clone())?;
+        flag::register_usize(signal, stop.0.clone(), signal as usize)?;
+    }
+    Ok(stop)
 }

@@ -7,7 +7,7 @@ use std::ops::Range;
 use super::product::UNIT;
 use super::{AttentionDropout, BLOCK, Segment};
 use crate::dropout::{is_kept, keep_scale, keep_threshold};
-use crate::philox::philox4x32;
+use crate::philox::{lanes, philox4x32};
 
 /// Dropout of one head in one block.
 #[derive(Clone, Copy)]
@@ -73,28 +73,6 @@ impl BlockDropout {
     fn words(&self, query: usize, quad: u32) -> [[u32; UNIT]; 4] {
         let mut queries = [self.query + query as u32; UNIT];
         queries.iter_mut().zip(0..).for_each(|(query, lane)| *query += lane);
-        philox_lanes(self.key, [[self.sample; UNIT], queries, [quad; UNIT], [self.head; UNIT]])
+        lanes(self.key, [[self.sample; UNIT], queries, [quad; UNIT], [self.head; UNIT]])
     }
-}
-
-/// [`philox4x32`] of 16 counters side by side, `[word][counter]`.
-///
-/// The same rounds as there: that file offers counters that differ in their third word, here the second differs. Words
-/// travel as u64 below 2^32, which is what vector units multiply.
-#[inline(always)]
-fn philox_lanes([mut k0, mut k1]: [u32; 2], counters: [[u32; UNIT]; 4]) -> [[u32; UNIT]; 4] {
-    const LOW: u64 = 0xffff_ffff;
-    let [mut c0, mut c1, mut c2, mut c3] = counters.map(|words| words.map(u64::from));
-    for _ in 0..10 {
-        for lane in 0..UNIT {
-            let p0 = 0xd251_1f53 * (c0[lane] & LOW);
-            let p1 = 0xcd9e_8d57 * (c2[lane] & LOW);
-            c0[lane] = (p1 >> 32) ^ c1[lane] ^ u64::from(k0);
-            c1[lane] = p1 & LOW;
-            c2[lane] = (p0 >> 32) ^ c3[lane] ^ u64::from(k1);
-            c3[lane] = p0 & LOW;
-        }
-        (k0, k1) = (k0.wrapping_add(0x9e37_79b9), k1.wrapping_add(0xbb67_ae85));
-    }
-    [c0, c1, c2, c3].map(|words| words.map(|word| word as u32))
 }

@@ -10,11 +10,12 @@ use super::geometry::visible_keys;
 use super::product::UNIT;
 use super::scratch::with_scratch;
 use super::softmax::{LOWEST, MASKED, Scores, Separate, exp2};
-use super::tile::{dot, tree};
+use super::tile::dot;
 use super::work::Work;
 use super::{BLOCK, Rows};
 use crate::Element;
 use crate::isa::multiversion;
+use crate::lanes::tree;
 
 /// With more queries than this a segment is worked on in tiles.
 pub(super) const MAX_QUERIES: usize = 3;

@@ -12,6 +12,7 @@ use super::product::{Format, UNIT};
 use super::{BLOCK, Rows};
 use crate::Element;
 use crate::isa::multiversion;
+use crate::lanes::tree;
 use crate::pool::Parts;
 
 /// `head_dim` in whole units.
@@ -60,19 +61,6 @@ pub(super) fn dot<A: Element, B: Element>(a: &[A], b: &[B]) -> f32 {
         *sum += a.to_f32() * b.to_f32();
     }
     tree(sums, |a, b| a + b)
-}
-
-/// Lane `l` with lane `l + 8`, then `l + 4`, `l + 2`, `l + 1`.
-#[inline(always)]
-pub(super) fn tree(mut lanes: [f32; UNIT], join: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut half = UNIT / 2;
-    while half > 0 {
-        for lane in 0..half {
-            lanes[lane] = join(lanes[lane], lanes[lane + half]);
-        }
-        half /= 2;
-    }
-    lanes[0]
 }
 
 multiversion! {

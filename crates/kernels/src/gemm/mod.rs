@@ -26,6 +26,7 @@ mod micro_avx512_bf16;
 mod pack;
 mod scalar;
 mod skinny;
+mod skinny_columns;
 #[cfg(test)]
 mod tests;
 
@@ -127,8 +128,11 @@ pub fn gemm<T: GemmInput, C: Element>(cpu: &Cpu, args: GemmArgs<'_, T, C>) {
         return;
     }
     let kernel = kernel::<T, C>(cpu.isa);
-    if args.m <= skinny::MAX_ROWS && args.a.col_stride == 1 && args.b.row_stride == 1 {
+    let few_rows = args.m <= skinny::MAX_ROWS && args.a.col_stride == 1;
+    if few_rows && args.b.row_stride == 1 {
         skinny::run(cpu, &kernel, args);
+    } else if few_rows && args.b.col_stride == 1 {
+        skinny_columns::run(cpu, args);
     } else {
         block::run(cpu, &kernel, args);
     }

@@ -97,14 +97,14 @@ impl<'a> Keys<'a> {
         number.map(Some).ok_or_else(|| self.wrong(key, value, rule))
     }
 
-    /// A dropout probability.
+    /// A dropout probability, below 1 in f32 as well.
     pub fn probability(&self, key: &'static str) -> Result<Option<f64>, ConfigError> {
-        self.number(key, "a number of at least 0 and less than 1", |p| (0.0..1.0).contains(&p))
+        self.number(key, "a number of at least 0 and less than 1", |p| p >= 0.0 && (p as f32) < 1.0)
     }
 
-    /// A number above 0.
+    /// A number above 0, in f32 as well.
     pub fn positive(&self, key: &'static str) -> Result<Option<f64>, ConfigError> {
-        self.number(key, "a number above 0", |x| x > 0.0)
+        self.number(key, "a number above 0", |x| x as f32 > 0.0)
     }
 
     /// `true` or `false`.

@@ -16,8 +16,7 @@ impl Block for LmHead {
     fn forward(&self, cx: &mut Cx<'_>, flow: Flow) -> Result<Flow> {
         let x_ND = flow.expect_hidden("LmHead");
         let x_ND = self.norm.forward(cx, x_ND)?;
-        let output = cx.head(x_ND, self.linear)?;
-        cx.set_output(output);
+        cx.output_head(x_ND, self.linear)?;
         Ok(Flow { hidden: None, ..flow })
     }
 }

@@ -72,7 +72,7 @@ pub(super) fn from_value(value: Value, name: &str, overrides: &Overrides<'_>) ->
 }
 
 /// Which words of the command line, or which file, said what stands at `path`.
-fn source<'a>(name: &'a str, origins: &BTreeMap<String, Origin>, path: &str) -> &'a str {
+pub(super) fn source<'a>(name: &'a str, origins: &BTreeMap<String, Origin>, path: &str) -> &'a str {
     match origin_of(origins, path) {
         Some(Origin::Set) => "--set",
         Some(Origin::Argument) if path.starts_with("model") => "--model",

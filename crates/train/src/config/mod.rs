@@ -202,6 +202,15 @@ impl RunConfig {
         ConfigError::about(&self.given.name, message)
     }
 
+    /// An error about what stands at `path`: the message begins with the file, or with the words of the command line that
+    /// said it, and names the path.
+    pub fn error_at(&self, path: &str, message: impl std::fmt::Display) -> ConfigError {
+        match load::source(&self.given.name, &self.given.origins, path) {
+            argument @ ("--model" | "--data") => ConfigError::about(argument, message),
+            source => ConfigError::about(source, format!("{path}: {message}")),
+        }
+    }
+
     /// Model, data and optimizer, which training needs and a bare DeepSpeed config may lack.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::model_source::ModelOrigin;
 use crate::plan;
 use data::Sample;
+use models::Model;
 use models::weights::WeightSource;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -43,9 +44,8 @@ impl PlanReport {
     /// What is wrong with the request.
     pub fn of(config: &RunConfig, ranks: u64) -> Result<Self> {
         let batch = Batch::of(config, ranks)?;
-        let mesh = BTreeMap::from([("data", ranks)]);
         let Some(source) = config.model.as_ref().and_then(|model| model.source()) else {
-            let config = config.resolved(&batch.derived());
+            let (config, mesh) = (config.resolved(&batch.derived()), BTreeMap::from([("data", ranks)]));
             let (memory_per_rank, communication_per_step) = Default::default();
             let (parameters, flops_per_token, pipeline_bubble) = (None, None, 0.0);
             let report = Self {
@@ -63,8 +63,12 @@ impl PlanReport {
         let sequence_length = plan::sequence_length(config, Some(origin.config.max_positions()))?;
         let tokenizer = origin.tokenizer_of(config)?;
         let model = origin.build(tokenizer.as_ref(), sequence_length)?;
-        let mut plan = RunPlan::resolve(config, sequence_length, 0)?;
-        plan.batch = batch;
+        let plan = RunPlan::resolve_for(config, batch, sequence_length, 0)?;
+        Self::of_model(config, model, plan, ranks)
+    }
+
+    /// The same for a model that is built, on `ranks` data-parallel ranks.
+    pub(crate) fn of_model(config: &RunConfig, model: Model, plan: RunPlan, ranks: u64) -> Result<Self> {
         let resolved = plan.resolved(config);
         let parameters = model.num_parameters() as u64;
         let stage = config.zero_optimization.stage;
@@ -73,7 +77,7 @@ impl PlanReport {
         let memory_per_rank = memory.into_iter().map(|(kind, bytes)| (kind, sharded(kind, bytes, stage, ranks)));
         Ok(Self {
             config: resolved,
-            mesh,
+            mesh: BTreeMap::from([("data", ranks)]),
             parameters: Some(parameters),
             flops_per_token: Some(flops_per_token),
             memory_per_rank: memory_per_rank.collect(),
@@ -82,27 +86,69 @@ impl PlanReport {
         })
     }
 
+    /// Bytes of one rank at the highest point of every kind.
+    pub fn total_memory(&self) -> u64 {
+        self.memory_per_rank.values().sum()
+    }
+
+    /// Refuses a run that this machine, with `available` bytes of memory and swap space in all, cannot hold.
+    ///
+    /// # Errors
+    /// The two numbers, and what would make the first one smaller.
+    pub(crate) fn check_memory(&self, config: &RunConfig, available: Option<u64>) -> Result<()> {
+        let (needed, Some(available)) = (self.total_memory(), available) else { return Ok(()) };
+        if needed <= available {
+            return Ok(());
+        }
+        let (largest, bytes) = self.memory_per_rank.iter().max_by_key(|(_, bytes)| **bytes).unwrap_or((&"weights", &0));
+        let [needed, bytes, available] = [needed, *bytes, available].map(|bytes| scaled(bytes as f64, 1024.0, BYTES));
+        Err(config
+            .error(format!(
+                "the run needs {needed} of memory ({largest}: {bytes}) and this machine has {available}; take \
+                 a smaller model, a smaller train_micro_batch_size_per_gpu, or run.recompute"
+            ))
+            .into())
+    }
+
     /// The report for people.
     pub fn lines(&self) -> Vec<String> {
         let mut lines = Vec::new();
-        for key in ["train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"] {
-            lines.push(format!("{key:<32} {}", self.config[key]));
-        }
+        let mut line = |name: &str, value: String| lines.push(format!("{name:<32} {value}"));
         let mesh: Vec<String> = self.mesh.iter().map(|(axis, size)| format!("{axis} {size}")).collect();
-        lines.push(format!("{:<32} {}", "mesh", mesh.join(" x ")));
-        if let (Some(parameters), Some(flops)) = (self.parameters, self.flops_per_token) {
-            lines.push(format!("{:<32} {parameters}", "parameters"));
-            lines.push(format!("{:<32} {:.3} GFLOP", "work per token", flops as f64 / 1e9));
+        line("mesh", mesh.join(" x "));
+        for key in ["train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"] {
+            line(key, self.config[key].to_string());
         }
-        let total: u64 = self.memory_per_rank.values().sum();
-        for (kind, bytes) in self.memory_per_rank.iter().chain([(&"total", &total)]) {
-            lines.push(format!("{:<32} {:.1} MiB", format!("memory: {kind}"), *bytes as f64 / 1048576.0));
+        let (run, bf16) = (&self.config["run"], &self.config["bf16"]["enabled"]);
+        for (key, value) in [("sequence_length", &self.config["data"]["sequence_length"]), ("steps", &run["steps"])] {
+            if !value.is_null() {
+                line(key, value.to_string());
+            }
+        }
+        line("precision", if bf16 == true { "bf16, weights in f32".to_owned() } else { "f32".to_owned() });
+        if let (Some(parameters), Some(flops)) = (self.parameters, self.flops_per_token) {
+            line("parameters", parameters.to_string());
+            line("work per token", scaled(flops as f64, 1000.0, ["FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP"]));
+            for (kind, bytes) in self.memory_per_rank.iter().chain([(&"total", &self.total_memory())]) {
+                line(&format!("memory: {kind}"), scaled(*bytes as f64, 1024.0, BYTES));
+            }
         }
         for (kind, elements) in &self.communication_per_step {
-            lines.push(format!("{:<32} {elements} elements a step", format!("communication: {kind}")));
+            line(&format!("communication: {kind}"), format!("{elements} elements a step"));
         }
         lines
     }
+}
+
+const BYTES: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+
+/// A number with the unit that leaves it at least 1 and below `base`, as far as there are units.
+fn scaled(mut number: f64, base: f64, units: [&str; 5]) -> String {
+    let mut unit = 0;
+    while number >= base && unit + 1 < units.len() {
+        (number, unit) = (number / base, unit + 1);
+    }
+    if unit == 0 { format!("{number} {}", units[0]) } else { format!("{number:.1} {}", units[unit]) }
 }
 
 /// `plan` shows a run without an optimizer too; its memory is then that of AdamW.
@@ -151,5 +197,38 @@ fn communication(parameters: u64, stage: u8, ranks: u64) -> BTreeMap<&'static st
         0 => BTreeMap::from([("all_reduce", parameters)]),
         1 | 2 => BTreeMap::from([("reduce_scatter", parameters), ("all_gather", parameters)]),
         _ => BTreeMap::from([("reduce_scatter", parameters), ("all_gather", 2 * parameters)]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_shown_in_the_unit_that_fits_them() {
+        assert_eq!(scaled(512.0, 1024.0, BYTES), "512 B");
+        assert_eq!(scaled(1536.0, 1024.0, BYTES), "1.5 KiB");
+        assert_eq!(scaled((119u64 << 30) as f64, 1024.0, BYTES), "119.0 GiB");
+        assert_eq!(scaled((5u64 << 52) as f64, 1024.0, BYTES), "20480.0 TiB");
+    }
+
+    #[test]
+    fn keys_that_fit_on_eight_ranks_are_planned_on_eight_although_they_do_not_fit_on_one() {
+        let config = json!({"model": {"preset": "gpt2-124m"}, "train_batch_size": 32,
+                            "train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 1});
+        let config = RunConfig::from_value(config, "ds.json").unwrap();
+        let report = PlanReport::of(&config, 8).unwrap();
+        assert_eq!(report.parameters, Some(124_439_808));
+        assert_eq!(report.config["train_micro_batch_size_per_gpu"], 4);
+    }
+
+    #[test]
+    fn a_run_larger_than_the_machine_is_refused_with_both_numbers() {
+        let config = RunConfig::from_value(json!({"model": {"preset": "llama-8b"}, "train_batch_size": 1}), "r.json");
+        let config = config.unwrap();
+        let refusal =
+            PlanReport::of(&config, 1).unwrap().check_memory(&config, Some(16 << 30)).unwrap_err().to_string();
+        assert!(refusal.starts_with("r.json: the run needs 12"), "{refusal}");
+        assert!(refusal.contains("(optimizer: 59.8 GiB) and this machine has 16.0 GiB;"), "{refusal}");
     }
 }

@@ -1,7 +1,7 @@
 //! Our own sections: `model`, `data`, `run`.
 
 use super::{ABOVE_ZERO, COUNT, Key, OPEN, POSITIVE, SECTION, keys};
-use crate::config::keys::Kind::{self, Bool, List, Names, Number, OneOf, Text};
+use crate::config::keys::Kind::{self, Bool, Int, List, Names, Number, OneOf, Text};
 use crate::config::keys::Status::Honoured;
 use std::ops::Bound::Excluded;
 
@@ -46,6 +46,6 @@ pub(super) static KEYS: &[Key] = keys! {
     "run.sample_tokens", POSITIVE, "128", Honoured, "tokens of a sample";
     "run.seed", COUNT, "42", Honoured, "seed of weights, order and dropout";
     "run.steps", POSITIVE, "null", Honoured, "length in optimizer steps";
-    "run.threads", COUNT, "0", Honoured, "threads; 0 = all cores";
+    "run.threads", Int { min: 0, max: 1024 }, "0", Honoured, "threads; 0 = all cores";
     "run.tokens", POSITIVE, "null", Honoured, "length in training tokens";
 };

@@ -1,0 +1,20 @@
+//! The program from outside, as a specification: words on the command line, exit status, what is written, what is said.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `run_file` | a wrong run file is refused and nothing is written |
+//! | `data` | wrong data, tokenizers and rows of tokens |
+//! | `model_folder` | wrong model folders, and wrong words for `eval`, `score`, `generate`, `export`, `bench` |
+//! | `output` | where a run may write |
+//! | `stopping` | failures while running, signals, kills, resuming |
+//! | `results` | what commands print, and what a run leaves |
+//! | `words` | help, logs, pipes, the start |
+
+mod common;
+mod data;
+mod model_folder;
+mod output;
+mod results;
+mod run_file;
+mod stopping;
+mod words;
