@@ -79,13 +79,13 @@ impl TokenStore {
         let path = path_of(cache, &key);
         let file = match File::open(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Err(None)),
-            other => other.map_err(DataError::io(&path, "read"))?,
+            other => other.map_err(DataError::cache(&path, "read"))?,
         };
-        let size = file.metadata().map_err(DataError::io(&path, "read"))?.len();
+        let size = file.metadata().map_err(DataError::cache(&path, "read"))?.len();
         if size < FOOTER_BYTES as u64 {
             return Ok(Err(Some(format!("it is {size} bytes long, a footer alone has {FOOTER_BYTES}"))));
         }
-        let map = crate::mmap::map(&file).map_err(DataError::io(&path, "map"))?;
+        let map = crate::mmap::map(&file).map_err(DataError::cache(&path, "map"))?;
         let footer: Footer = bytemuck::pod_read_unaligned(&map[map.len() - FOOTER_BYTES..]);
         if footer.magic != MAGIC || footer.key != key || !matches!(footer.id_bytes, 2 | 4) {
             return Ok(Err(Some("its footer is not that of this cache".to_owned())));
@@ -95,12 +95,18 @@ impl TokenStore {
             return Ok(Err(Some(format!("its size, {size} bytes, is not what its footer says"))));
         };
         let payload = layout.starts.end as u64;
-        let found =
-            remember(cache, &path, "payload", || hash_of_start(&file, payload).map_err(DataError::io(&path, "read")))?;
+        let found = remember(cache, &path, "payload", || {
+            hash_of_start(&file, payload).map_err(DataError::cache(&path, "read"))
+        })?;
         if found != footer.payload_sha256 {
             return Ok(Err(Some("its content does not have the checksum in its footer".to_owned())));
         }
         Ok(Ok(Self { map, layout, footer }))
+    }
+
+    /// The hash of content, part and tokenizer.
+    pub(crate) fn key(&self) -> [u8; 32] {
+        self.footer.key
     }
 
     /// Tokens in all documents.
@@ -185,7 +191,7 @@ pub(crate) struct Writer {
 impl Writer {
     /// Begins the cache file of `key`. Ids below 65,536 = `vocab_size` or less take two bytes, others four.
     pub(crate) fn create(cache: &Path, key: [u8; 32], vocab_size: Option<usize>) -> Result<Self> {
-        std::fs::create_dir_all(cache).map_err(DataError::io(cache, "create the cache folder (data.cache)"))?;
+        std::fs::create_dir_all(cache).map_err(DataError::cache(cache, "create the folder"))?;
         let path = path_of(cache, &key);
         let id_bytes = if vocab_size.is_some_and(|size| size <= 1 << 16) { 2 } else { 4 };
         let footer = Footer { magic: MAGIC, key, id_bytes, ..bytemuck::Zeroable::zeroed() };
@@ -258,14 +264,14 @@ impl Beside {
     fn create(target: &Path) -> Result<Self> {
         let path = beside(target);
         let file = File::options().read(true).write(true).create_new(true).open(&path);
-        let file = file.map_err(DataError::io(&path, "create (data.cache)"))?;
+        let file = file.map_err(DataError::cache(&path, "create the file"))?;
         Ok(Self { path, out: BufWriter::with_capacity(BLOCK_BYTES, file), len: 0, hasher: Sha256::new() })
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.len += bytes.len() as u64;
         self.hasher.update(bytes);
-        self.out.write_all(bytes).map_err(DataError::io(&self.path, "write"))
+        self.out.write_all(bytes).map_err(DataError::cache(&self.path, "write"))
     }
 
     fn pad(&mut self) -> Result<()> {
@@ -274,12 +280,12 @@ impl Beside {
     }
 
     fn append(&mut self, other: &mut Self) -> Result<()> {
-        other.out.flush().map_err(DataError::io(&other.path, "write"))?;
+        other.out.flush().map_err(DataError::cache(&other.path, "write"))?;
         let mut file = other.out.get_ref();
-        file.seek(SeekFrom::Start(0)).map_err(DataError::io(&other.path, "read"))?;
+        file.seek(SeekFrom::Start(0)).map_err(DataError::cache(&other.path, "read"))?;
         let mut block = vec![0; BLOCK_BYTES];
         loop {
-            match file.read(&mut block).map_err(DataError::io(&other.path, "read"))? {
+            match file.read(&mut block).map_err(DataError::cache(&other.path, "read"))? {
                 0 => return Ok(()),
                 count => self.write(&block[..count])?,
             }
@@ -287,9 +293,9 @@ impl Beside {
     }
 
     fn rename(&mut self, target: &Path) -> Result<()> {
-        self.out.flush().map_err(DataError::io(&self.path, "write"))?;
-        self.out.get_ref().sync_all().map_err(DataError::io(&self.path, "write"))?;
-        std::fs::rename(&self.path, target).map_err(DataError::io(target, "rename"))
+        self.out.flush().map_err(DataError::cache(&self.path, "write"))?;
+        self.out.get_ref().sync_all().map_err(DataError::cache(&self.path, "write"))?;
+        std::fs::rename(&self.path, target).map_err(DataError::cache(target, "rename"))
     }
 }
 

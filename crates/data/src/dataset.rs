@@ -68,7 +68,10 @@ pub fn default_cache() -> Result<PathBuf> {
     base.map(|base| base.join("bessemer")).ok_or_else(|| DataError::Config {
         key: "data.cache".to_owned(),
         value: "absent, and so are the environment's HOME and XDG_CACHE_HOME".to_owned(),
-        rule: "set it to a folder for the token cache".to_owned(),
+        rule:
+            "set data.cache in the run file, or for a command without one XDG_CACHE_HOME or HOME in the environment, \
+               to a folder that can be written"
+                .to_owned(),
     })
 }
 
@@ -136,7 +139,7 @@ pub fn open(
         let rule = "it must be above 0 and below 1, the share that is held out".to_owned();
         return Err(DataError::Config { key: "data.validation.split".to_owned(), value: split.to_string(), rule });
     }
-    let opener = Opener { tokenizer, options };
+    let opener = Opener { tokenizer, options, has_run_file: true };
     let train_part = split.map_or(Part::All, Part::First);
     let train = opener.dataset(&config.train, train_part, false, "data.train")?;
     let validation = match &config.validation {
@@ -156,7 +159,7 @@ pub fn open_evaluation(
     options: &OpenOptions<'_>,
     key: &str,
 ) -> Result<Dataset> {
-    Opener { tokenizer, options }.dataset(sources, Part::All, true, key)
+    Opener { tokenizer, options, has_run_file: false }.dataset(sources, Part::All, true, key)
 }
 
 /// Samples by number, from one or more sources. Cloning shares the maps.
@@ -200,6 +203,20 @@ impl Dataset {
         self.sources.iter().map(|rows| rows.store.num_documents() as u64).sum()
     }
 
+    /// 16 hexadecimal digits of a SHA-256 over all that determines the samples: content (every byte), parts and list of the sources,
+    /// tokenizer, packing, sequence length, and the proportion of the weights. Not over where files lie.
+    pub fn fingerprint(&self) -> String {
+        let mut hasher = Sha256::new();
+        for Rows { store, packing, sequence_length, keep_short, separator: _ } in &self.sources {
+            hasher.update(store.key()); // the tokenizer's hash, and so the separator, is in it
+            hasher.update(format!("{packing:?} {sequence_length} {keep_short};"));
+        }
+        hasher.update(format!("{:?}", self.mix));
+        let mut digits = format!("{:x}", hasher.finalize());
+        digits.truncate(16);
+        digits
+    }
+
     pub(crate) fn locate(&self, mut index: u64) -> (usize, u64) {
         for (source, rows) in self.sources.iter().enumerate() {
             if index < rows.num_samples() {
@@ -234,6 +251,8 @@ impl Part {
 struct Opener<'a> {
     tokenizer: Option<&'a Tokenizer>,
     options: &'a OpenOptions<'a>,
+    /// Whether errors may advise to change keys of the run file.
+    has_run_file: bool,
 }
 
 impl Opener<'_> {
@@ -265,7 +284,7 @@ impl Opener<'_> {
         let rows = Rows { store: Arc::new(store), packing, sequence_length, separator, keep_short };
         match packing {
             Packing::Concat => self.check_length(&rows, source)?,
-            Packing::None => check_documents(&rows, source, &files, &scans, part)?,
+            Packing::None => self.check_documents(&rows, source, &files, &scans, part)?,
         }
         Ok(rows)
     }
@@ -346,7 +365,50 @@ impl Opener<'_> {
         let (tokens, sequence_length) = (rows.num_stream_tokens(), self.options.sequence_length);
         let needed = if rows.keep_short { 2 } else { sequence_length as u64 + 1 };
         if tokens < needed {
-            return Err(DataError::TooShort { what: source.path.clone(), tokens, sequence_length, needed });
+            return Err(self.too_short(source, tokens, needed));
+        }
+        Ok(())
+    }
+
+    fn too_short(&self, source: &DataSource, tokens: u64, needed: u64) -> DataError {
+        let (what, sequence_length) = (source.path.clone(), self.options.sequence_length);
+        if self.has_run_file {
+            DataError::TooShort { what, tokens, sequence_length, needed }
+        } else {
+            DataError::NothingToEvaluate { what, tokens, needed }
+        }
+    }
+
+    /// With packing `none` each document must be a sample: at least one token, at most `sequence_length`.
+    fn check_documents(
+        &self,
+        rows: &Rows,
+        source: &DataSource,
+        files: &Files,
+        scans: &[Scan],
+        part: Part,
+    ) -> Result<()> {
+        let (store, sequence_length) = (&rows.store, rows.sequence_length);
+        if store.num_documents() == 0 {
+            return Err(self.too_short(source, 0, 1));
+        }
+        for index in 0..store.num_documents() {
+            let tokens = store.document(index);
+            let num_tokens = tokens.end - tokens.start;
+            let problem = match (num_tokens, self.has_run_file) {
+                (1.., _) if num_tokens <= sequence_length as u64 => continue,
+                (0, true) => "has no token; with data.packing \"none\" every row must have at least one".to_owned(),
+                (0, false) => "has no token; every row must have at least one".to_owned(),
+                (_, true) => format!(
+                    "has {num_tokens} tokens; with data.packing \"none\" it must have at most data.sequence_length {sequence_length}: \
+                     raise that, shorten the row, or set data.packing to \"concat\""
+                ),
+                (_, false) => format!(
+                    "has {num_tokens} tokens; shorten the row; the model takes at most {sequence_length} tokens"
+                ),
+            };
+            let (path, line) = place_of(files, scans, part, index as u64);
+            return Err(DataError::Row { path, line, problem });
         }
         Ok(())
     }
@@ -381,31 +443,6 @@ fn units_per_file<'a>(
         before += scan.units;
         (!here.is_empty()).then_some((path, scan, here))
     })
-}
-
-/// With packing `none` each document must be a sample: at least one token, at most `sequence_length`.
-fn check_documents(rows: &Rows, source: &DataSource, files: &Files, scans: &[Scan], part: Part) -> Result<()> {
-    let (store, sequence_length) = (&rows.store, rows.sequence_length);
-    if store.num_documents() == 0 {
-        return Err(DataError::TooShort { what: source.path.clone(), tokens: 0, sequence_length, needed: 1 });
-    }
-    for index in 0..store.num_documents() {
-        let tokens = store.document(index);
-        let num_tokens = tokens.end - tokens.start;
-        let problem = if num_tokens == 0 {
-            "has no token; with data.packing \"none\" every row must have at least one".to_owned()
-        } else if num_tokens > sequence_length as u64 {
-            format!(
-                "has {num_tokens} tokens; with data.packing \"none\" it must have at most data.sequence_length {sequence_length}: \
-                 raise that, shorten the row, or set data.packing to \"concat\""
-            )
-        } else {
-            continue;
-        };
-        let (path, line) = place_of(files, scans, part, index as u64);
-        return Err(DataError::Row { path, line, problem });
-    }
-    Ok(())
 }
 
 /// The file and line of document `index`; for text the line is 1, where the document begins.

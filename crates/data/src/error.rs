@@ -94,6 +94,16 @@ pub enum DataError {
         /// The least that will do.
         needed: u64,
     },
+    /// Fewer tokens than can be evaluated.
+    #[error("{what} holds {tokens} token{s}; it must hold at least {needed}: give more text", s = if *tokens == 1 { "" } else { "s" })]
+    NothingToEvaluate {
+        /// Which data.
+        what: String,
+        /// Tokens found.
+        tokens: u64,
+        /// The least that will do.
+        needed: u64,
+    },
     /// A value of the run file that cannot be.
     #[error("{key} is {value}; {rule}")]
     Config {
@@ -150,12 +160,29 @@ pub enum DataError {
         /// The system's reason.
         error: io::Error,
     },
+    /// The system refused something in the token cache.
+    #[error(
+        "{path}: could not {action} (token cache): {error}; set data.cache in the run file, or for a command without one XDG_CACHE_HOME or HOME in the environment, to a folder that can be written"
+    )]
+    Cache {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was tried: "read", "write", ...
+        action: &'static str,
+        /// The system's reason.
+        error: io::Error,
+    },
 }
 
 impl DataError {
     /// A closure for `map_err`: the system refused to do `action` to `path`.
     pub(crate) fn io<'a>(path: &'a Path, action: &'static str) -> impl FnOnce(io::Error) -> Self + 'a {
         move |error| Self::Io { path: path.to_owned(), action, error }
+    }
+
+    /// The same for a file or folder of the token cache.
+    pub(crate) fn cache<'a>(path: &'a Path, action: &'static str) -> impl FnOnce(io::Error) -> Self + 'a {
+        move |error| Self::Cache { path: path.to_owned(), action, error }
     }
 
     /// The same error, saying under which key of the run file it arose.

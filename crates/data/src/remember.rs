@@ -79,10 +79,10 @@ where
 /// Writes `path` beside and renames it there; makes its folder.
 fn write_renamed(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = path.parent().expect("a file in the cache has a folder");
-    std::fs::create_dir_all(folder).map_err(DataError::io(folder, "create the cache folder (data.cache)"))?;
+    std::fs::create_dir_all(folder).map_err(DataError::cache(folder, "create the folder"))?;
     let beside = beside(path);
-    std::fs::write(&beside, bytes).map_err(DataError::io(&beside, "write"))?;
-    std::fs::rename(&beside, path).map_err(DataError::io(path, "rename"))
+    std::fs::write(&beside, bytes).map_err(DataError::cache(&beside, "write"))?;
+    std::fs::rename(&beside, path).map_err(DataError::cache(path, "rename"))
 }
 
 /// A name beside `path` that no other process or thread uses.

@@ -42,7 +42,8 @@ impl DType {
 
 impl fmt::Display for DType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        // As users write it: f32, bf16.
+        f.write_str(&self.name().to_lowercase())
     }
 }
 

@@ -119,7 +119,7 @@ mod tests {
         (queue.backend().matmul)(&queue, args).unwrap();
         assert_eq!(queue.read::<f32>(&out).unwrap(), [14.0, 32.0, 32.0, 77.0]);
         let times = take(&queue);
-        let product = &times.iter().find(|(name, _)| name == "matmul A BT 2 x 3 x 2 to F32").expect("the product").1;
+        let product = &times.iter().find(|(name, _)| name == "matmul A BT 2 x 3 x 2 to f32").expect("the product").1;
         assert_eq!((product.calls, product.flops), (1, 24));
         assert!(take(&queue).is_empty());
     }

@@ -30,7 +30,7 @@ enum Origin {
     Random,
     /// A Hugging Face folder.
     Folder(PathBuf),
-    Checkpoint(Checkpoint),
+    Checkpoint(Box<Checkpoint>),
 }
 
 impl ModelOrigin {
@@ -75,7 +75,7 @@ impl ModelOrigin {
                 let checkpoint = Checkpoint::open(&folder)?;
                 let (config, tokenizer) = pretrained::parts(&checkpoint)?;
                 let place = folder.display().to_string();
-                let weights = Origin::Checkpoint(checkpoint);
+                let weights = Origin::Checkpoint(Box::new(checkpoint));
                 Ok(Self { config, weights, tokenizer, place, names_tokens: true })
             }
         }
@@ -121,7 +121,7 @@ impl ModelOrigin {
         Ok(match self.weights {
             Origin::Random => WeightSource::Random { seed },
             Origin::Folder(folder) => WeightSource::folder(&folder, model)?,
-            Origin::Checkpoint(checkpoint) => pretrained::weights(checkpoint),
+            Origin::Checkpoint(checkpoint) => pretrained::weights(*checkpoint),
         })
     }
 }

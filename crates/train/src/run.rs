@@ -233,7 +233,7 @@ fn check_same_run(
     if head.model != model {
         return refuse("the model", &head.model, &model);
     }
-    let own = fingerprint(data);
+    let own = fingerprint(data, &engine.config);
     if head.loader.fingerprint != own {
         return refuse("data", &head.loader.fingerprint, &own);
     }
@@ -265,22 +265,17 @@ fn model_json(engine: &Engine) -> Value {
     engine.model.config.as_ref().map_or(Value::Null, |config| config.to_hf_json(models::hf::Dtype::F32))
 }
 
-/// What tells one set of training samples from another: sizes, tokenizer, and some of the samples themselves.
-fn fingerprint(data: &TrainingData) -> String {
+/// What tells one order of training samples from another, in words a refusal can show.
+fn fingerprint(data: &TrainingData, config: &RunConfig) -> String {
     let dataset = data.loader.dataset();
-    let samples = dataset.num_samples();
-    let mut checksum = 0;
-    for index in 0..samples.min(16) {
-        let sample = dataset.get(index * (samples - 1) / samples.min(16).saturating_sub(1).max(1));
-        for id in sample.input_ids {
-            checksum = crc32c::crc32c_append(checksum, &id.to_le_bytes());
-        }
-    }
-    let tokenizer = data.tokenizer.as_ref().map_or(0, |tokenizer| crc32c::crc32c(&tokenizer.hash()));
+    let shuffled = config.data.as_ref().is_some_and(|data| data.shuffle);
+    let order = if shuffled { "shuffled" } else { "in file order" };
     format!(
-        "{} tokens in {samples} samples of {}, tokenizer {tokenizer:08x}, content {checksum:08x}",
+        "{} tokens in {} samples of {}, {order}, digest {}",
         dataset.num_tokens(),
-        data.sequence_length
+        dataset.num_samples(),
+        data.sequence_length,
+        dataset.fingerprint()
     )
 }
 
@@ -306,6 +301,11 @@ fn forward(engine: &Engine) -> Forward<'_> {
         dtype: engine.plan.dtype,
         positions: engine.model.max_positions.unwrap_or(usize::MAX),
     }
+}
+
+/// Whether a line of metrics is the evaluation after `step`.
+fn is_evaluation(line: &Value, step: u64) -> bool {
+    line["step"] == step && line.get("eval_loss").is_some()
 }
 
 /// The steps of a run.
@@ -340,13 +340,21 @@ impl<'a> Loop<'a> {
         if let Some(tokenizer) = &data.tokenizer {
             tokenizer.save(output.folder())?;
         }
-        Ok(Self { engine, data, output, metrics, _lock: lock, evaluated: None, saved: resumed_at })
+        let evaluated = match resumed_at {
+            Some(step) => MetricsFile::read_all(&path)?.iter().any(|line| is_evaluation(line, step)).then_some(step),
+            None => None,
+        };
+        Ok(Self { engine, data, output, metrics, _lock: lock, evaluated, saved: resumed_at })
     }
 
     fn run(mut self, observer: &mut dyn Observer, stop: &Stop) -> Result<Outcome> {
         let (num_parameters, done_steps) = (self.engine.model.num_parameters(), self.engine.counters.step);
         observer.on(Event::Started { plan: &self.engine.plan, num_parameters, done_steps });
         let (every, steps) = (self.engine.config.run.clone(), self.engine.plan.steps);
+        if done_steps > 0 && every.eval_every > 0 && done_steps.is_multiple_of(every.eval_every) {
+            // A signal came when this evaluation was due: the checkpoint went before it.
+            self.evaluate(observer)?;
+        }
         while self.engine.counters.step < steps {
             if let Some(signal) = stop.signal() {
                 self.save(observer)?;
@@ -452,7 +460,7 @@ impl<'a> Loop<'a> {
         }
         let head = Head {
             counters: engine.counters,
-            loader: Loader { samples: engine.counters.samples, fingerprint: fingerprint(self.data) },
+            loader: Loader { samples: engine.counters.samples, fingerprint: fingerprint(self.data, &engine.config) },
             rng: Rng { seed: engine.config.run.seed },
             mesh: BTreeMap::from([("data".to_owned(), 1)]),
             config: engine.plan.resolved(&engine.config),

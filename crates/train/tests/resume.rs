@@ -92,6 +92,7 @@ fn another_model_or_other_data_are_refused_and_a_longer_run_is_not() {
     for (key, value, word) in [
         ("model.config.n_layer", json!(3), "model"),
         ("data.sequence_length", json!(16), "data"),
+        ("data.shuffle", json!(false), "data"),
         ("run.seed", json!(4), "seed"),
         ("optimizer", json!({"type": "SGD", "params": {"lr": 0.1}}), "optimizer"),
     ] {
@@ -106,6 +107,34 @@ fn another_model_or_other_data_are_refused_and_a_longer_run_is_not() {
     assert_eq!(longer.steps.len(), 8);
     let changes = longer.notices.iter().find(|notice| notice.starts_with("changed")).expect("what changed is listed");
     assert!(changes.contains("run.steps: 12 -> 14") && changes.contains("lr: 0.01 -> 0.001"), "{changes}");
+}
+
+#[test]
+fn a_text_of_the_same_length_with_seven_characters_turned_around_is_other_data() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let text = folder.path().join("text.txt");
+    let mut bytes = fs::read(common::shakespeare()).expect("the text");
+    bytes.truncate(20_000);
+    fs::write(&text, &bytes).expect("a text");
+    let mut config = small(&folder.path().join("run"));
+    set(&mut config, "data.train", json!(text));
+    run(&config, false, Some(6));
+    bytes[12_345..12_352].reverse();
+    fs::write(&text, &bytes).expect("a changed text");
+    let error = try_run(&config, true, None).err().expect("a refusal").to_string();
+    assert!(error.contains("the checkpoint has data") && error.contains("digest"), "{error}");
+}
+
+#[test]
+fn a_last_step_that_diverges_leaves_no_checkpoint_and_no_model() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let output = folder.path().join("run");
+    let mut config = small(&output);
+    set(&mut config, "run.steps", json!(1));
+    set(&mut config, "optimizer.params.lr", json!(1e38));
+    let error = try_run(&config, false, None).err().expect("an error").to_string();
+    assert!(error.starts_with("step 1: weight transformer."), "{error}");
+    assert!(!output.join("model").exists() && !output.join("checkpoints").exists());
 }
 
 #[test]

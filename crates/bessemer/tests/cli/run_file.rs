@@ -277,6 +277,19 @@ fn a_model_that_cannot_be_is_refused_by_its_key() {
 }
 
 #[test]
+fn a_sample_that_cannot_be_made_is_refused_before_the_run() {
+    let place = Place::new();
+    for (changes, says) in [
+        (&[("run.sample_every", json!(5))][..], "run.sample_every is 5 and run.sample_prompt is missing"),
+        (&[("run.sample_prompt", json!(""))], "run.sample_prompt is \"\"; it must hold at least one token"),
+        (&[("run.sample_prompt", json!("a".repeat(64)))], "must be shorter than the model's 64 positions"),
+    ] {
+        let refusal = place.refusal_of(changes);
+        assert!(refusal.starts_with("r.json: ") && refusal.contains(says), "{refusal}");
+    }
+}
+
+#[test]
 fn a_file_that_is_no_run_file_says_what_it_is() {
     let place = Place::new();
     for (content, want) in [

@@ -81,6 +81,36 @@ fn sigint_and_sigterm_finish_the_step_save_and_exit_with_128_and_the_signal() {
 }
 
 #[test]
+#[cfg(unix)]
+fn an_evaluation_that_a_signal_came_before_is_made_up_for_by_the_resume() {
+    let place = Place::new();
+    let run = json!({"output": "out", "steps": 10_000, "eval_every": 1});
+    place.write("r.json", run_file_with(&[("run", run), ("data.validation", json!({"split": 0.1}))]).to_string());
+    // Every step is due: the one that the signal finishes is too.
+    let ended = interrupt(&place, &["train", "r.json"], "-INT", 5);
+    assert_eq!(ended.status, 130, "{ended:?}");
+    let done = losses(&place.path("out")).len();
+    let steps = format!("run.steps={}", done + 1);
+    place.output_of(&["train", "r.json", "--resume", "--set", &steps]);
+    let (_, evaluations) = metrics(&place.path("out"));
+    let evaluated: Vec<u64> = evaluations.iter().map(|line| line["step"].as_u64().expect("a step")).collect();
+    assert_eq!(evaluated, (1..=done as u64 + 1).collect::<Vec<u64>>());
+}
+
+#[test]
+fn two_runs_cannot_write_into_one_folder_at_once() {
+    let place = Place::new();
+    place.write("r.json", run_file_with(&[("run.steps", json!(1_000_000))]).to_string());
+    let mut first = place.command(&["train", "r.json", "--quiet"]).spawn().expect("the program");
+    wait_for_steps(&place, &mut first, 3);
+    let second = place.run(&["train", "r.json", "--resume"]);
+    first.kill().expect("kill");
+    first.wait().expect("its end");
+    assert_eq!(second.status, 2, "{second:?}");
+    assert!(second.err.contains("error: run.output out is in use by a run that is still going"), "{}", second.err);
+}
+
+#[test]
 fn killed_at_any_moment_and_resumed_a_run_gives_the_losses_and_weights_of_an_undisturbed_one() {
     let place = with_undisturbed_run();
     let mut kills = 0;

@@ -1,7 +1,7 @@
 //! From documents to samples and their order.
 
 use crate::common::{Place, samples, shakespeare, shakespeare_path};
-use data::{Dataset, IGNORE, Loader, Packing, Sample, Tokenizer, choose_tokenizer};
+use data::{Dataset, IGNORE, Loader, OpenOptions, Packing, Sample, Tokenizer, choose_tokenizer};
 use serde_json::json;
 
 const I: i32 = IGNORE;
@@ -147,6 +147,81 @@ fn with_packing_none_a_row_too_long_is_named() {
     rows(&place, &["abc", "ab", ""]);
     let error = place.open(config, Some(&letters())).unwrap_err().to_string();
     assert!(error.contains("line 3: has no token"), "{error}");
+}
+
+#[test]
+fn an_evaluation_is_not_told_to_change_a_run_file() {
+    let place = Place::new();
+    let refusal = |path: &str, packing| {
+        let options = OpenOptions {
+            sequence_length: 3,
+            packing,
+            cache: place.cache(),
+            threads: 1,
+            chunk_bytes: place.chunk_bytes,
+            vocab_size: None,
+            on_event: &|_| {},
+        };
+        data::open_evaluation(&path.into(), None, &options, "--tokens").unwrap_err().to_string()
+    };
+    let path = place.file("a.jsonl", "{\"input_ids\": [1]}\n{\"input_ids\": [1, 2, 3, 4]}\n");
+    let problem = "line 2: has 4 tokens; shorten the row; the model takes at most 3 tokens";
+    assert_eq!(refusal(&path, Packing::None), format!("--tokens: {path}: {problem}"));
+    let path = place.file("b.jsonl", "{\"input_ids\": [1]}\n");
+    let problem = "holds 1 token; it must hold at least 2: give more text";
+    assert_eq!(refusal(&path, Packing::Concat), format!("--tokens: {path} {problem}"));
+}
+
+#[test]
+fn a_cache_that_cannot_be_written_names_the_key_and_the_variables() {
+    let place = Place::new();
+    place.file("cache", "a file where the folder should be");
+    let path = place.file("a.txt", "abcdef");
+    let error = place.open(json!({"train": path, "sequence_length": 2}), Some(&letters())).unwrap_err().to_string();
+    assert!(error.contains("could not create the folder (token cache)"), "{error}");
+    let advice = "set data.cache in the run file, or for a command without one XDG_CACHE_HOME or HOME in the \
+                  environment, to a folder that can be written";
+    assert!(error.ends_with(advice), "{error}");
+}
+
+#[test]
+fn the_fingerprint_changes_with_all_that_determines_samples_and_not_with_the_path() {
+    let place = Place::new();
+    let text = shakespeare();
+    let (first, second) = (place.file("a.txt", &text), place.file("b.txt", "abcdef"));
+    let (char, byte) = (Tokenizer::char([text.as_str()]), Tokenizer::byte());
+    let of = |json, tokenizer| place.open(json, Some(tokenizer)).unwrap().0.fingerprint();
+    let of_path = |path: &str| of(json!({"train": path, "sequence_length": 8}), &char);
+    let whole = of_path(&first);
+    assert!(whole.len() == 16 && whole.bytes().all(|digit| digit.is_ascii_hexdigit()), "{whole}");
+    std::fs::create_dir(place.folder.path().join("elsewhere")).unwrap();
+    assert_eq!(of_path(&place.file("elsewhere/c.txt", &text)), whole);
+    let weighted = |weights: [f64; 2]| {
+        let sources = json!([{"path": first, "weight": weights[0]}, {"path": second, "weight": weights[1]}]);
+        of(json!({"train": sources, "sequence_length": 4}), &char)
+    };
+    assert_eq!(weighted([1.0, 3.0]), weighted([25.0, 75.0]), "the same proportion, the same samples");
+    let mut all = vec![
+        whole,
+        of(json!({"train": first, "sequence_length": 9}), &char),
+        of(json!({"train": first, "sequence_length": 8}), &byte),
+        of(json!({"train": first, "sequence_length": 8, "validation": {"split": 0.1}}), &char),
+        of(json!({"train": first, "sequence_length": 1 << 21, "packing": "none"}), &char),
+        of(json!({"train": [first, second], "sequence_length": 4}), &char),
+        of(json!({"train": [second, first], "sequence_length": 4}), &char),
+        weighted([1.0, 1.0]),
+        weighted([1.0, 3.0]),
+    ];
+    let mut bytes = text.into_bytes();
+    let middle = bytes.len() / 2;
+    let seven = bytes[middle..middle + 7].to_vec();
+    bytes[middle..middle + 7].reverse();
+    assert_ne!(bytes[middle..middle + 7], seven[..]);
+    std::thread::sleep(std::time::Duration::from_millis(20)); // longer than the tick of a file's times
+    place.file("a.txt", &bytes);
+    all.push(of_path(&first));
+    let distinct: std::collections::HashSet<&String> = all.iter().collect();
+    assert_eq!(distinct.len(), all.len(), "{all:?}");
 }
 
 #[test]
