@@ -11,7 +11,7 @@
 //! # The map
 //! | crate | what it is | begin at |
 //! | --- | --- | --- |
-//! | [`kernels`](tensor) | CPU kernels on slices; `unsafe` lives there | `crates/kernels/src/lib.rs` |
+//! | `kernels` | CPU kernels on slices; `unsafe` lives there | `crates/kernels/src/lib.rs` |
 //! | [`tensor`] | handles on device memory, queues, devices, random numbers | [`tensor::Backend`] |
 //! | [`ops`] | differentiable fused operations, the tape, regions | [`ops::Op`] |
 //! | [`models`] | blocks, layers, families, Hugging Face files | [`models::Block`] |

@@ -37,7 +37,8 @@ pub fn words(key: [u32; 2], c0: u32, c1: u32, first: u32, c3: u32) -> [u32; WORD
     words
 }
 
-/// The ten rounds on `N` counters side by side, `[word][counter]` in and out. Words travel as u64 below 2^32: that is what vector units multiply.
+/// The ten rounds on `N` counters side by side, `[word][counter]` in and out. Words travel as u64 below 2^32: that is
+/// what vector units multiply.
 #[inline(always)]
 pub(crate) fn lanes<const N: usize>(mut key: [u32; 2], c: [[u32; N]; 4]) -> [[u32; N]; 4] {
     let [mut c0, mut c1, mut c2, mut c3] = c.map(|words| words.map(u64::from));
