@@ -24,13 +24,13 @@ pub struct Forward<'a> {
 }
 
 impl Forward<'_> {
-    /// The log-probability of every target of a batch, [N] in f32, on the host; 0 where a target is not counted.
+    /// The log-probability of every target of a batch, `[N]` in f32, on the host; 0 where a target is not counted.
     pub(crate) fn token_logprobs(&self, batch: &Batch) -> Result<Vec<f32>> {
         let logprobs = self.run(batch, HeadRequest::TokenLogprobs { seed: None }, None)?;
         Ok(self.queue.read(&logprobs)?)
     }
 
-    /// The logits after the last token of a batch of one document that continues what `cache` holds, [V], on the host.
+    /// The logits after the last token of a batch of one document that continues what `cache` holds, `[V]`, on the host.
     pub(crate) fn last_logits(&self, batch: &Batch, cache: &KvCache) -> Result<Vec<f32>> {
         let logits = self.run(batch, HeadRequest::LastLogits, Some(cache))?;
         cache.advance(batch.num_tokens);

@@ -46,9 +46,9 @@ pub struct Pass<'a> {
 
 /// What a forward and backward pass gives besides gradients.
 pub struct PassOutput {
-    /// f32 [N]: the log-probability of each target.
+    /// f32 `[N]`: the log-probability of each target.
     pub logprobs: Tensor,
-    /// f32 [1] each: the losses that blocks declared.
+    /// f32 `[1]` each: the losses that blocks declared.
     pub losses: Vec<(&'static str, Tensor)>,
     /// Of the forward pass.
     pub cost: Cost,

@@ -21,15 +21,15 @@ pub struct Document {
 pub struct Batch {
     /// Number of tokens, N.
     pub num_tokens: usize,
-    /// u32 [N].
+    /// u32 `[N]`.
     pub ids: Tensor,
-    /// u32 [N]: position in the document.
+    /// u32 `[N]`: position in the document.
     pub positions: Tensor,
-    /// u32 [N]: position in the row.
+    /// u32 `[N]`: position in the row.
     pub row_positions: Tensor,
-    /// u32 [N]: sample in the global batch.
+    /// u32 `[N]`: sample in the global batch.
     pub samples: Tensor,
-    /// i32 [N]: the token to predict after each; negative: not counted. `None` when only logits are wanted.
+    /// i32 `[N]`: the token to predict after each; negative: not counted. `None` when only logits are wanted.
     pub targets: Option<Tensor>,
     /// f32 [N, V]: probabilities to predict instead of a single token.
     pub soft_targets: Option<Tensor>,

@@ -7,7 +7,7 @@ use tensor::{DType, DropoutArgs, MemoryKind, Queue, Shape, Tensor};
 /// What the head is asked for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum HeadRequest {
-    /// The log-probability of every target, f32 [N].
+    /// The log-probability of every target, f32 `[N]`.
     ///
     /// `seed`: the gradient of the loss with respect to every counted log-probability, when it is one constant known
     /// beforehand (mean cross-entropy): forward and backward of the head then run in one pass over the logits.

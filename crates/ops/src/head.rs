@@ -55,7 +55,7 @@ impl Head {
         env.batch.targets.as_ref().expect("Head: log-probabilities need targets")
     }
 
-    /// `dx`, and the gradient of the weights, for one chunk. `scale` f32 [chunk]: gradient of each log-probability.
+    /// `dx`, and the gradient of the weights, for one chunk. `scale` f32 `[chunk]`: gradient of each log-probability.
     fn backward_chunk(
         &self,
         env: &Env<'_>,

@@ -22,7 +22,7 @@ pub enum WeightLayout {
 pub struct Linear {
     /// The matrix.
     pub weight: ParamId,
-    /// [out].
+    /// `[out]`.
     pub bias: Option<ParamId>,
     /// How the matrix is stored.
     pub layout: WeightLayout,

@@ -46,9 +46,9 @@ pub struct DropoutArgs<H> {
     pub probability: f32,
     /// Made of seed, step and site.
     pub key: [u32; 2],
-    /// u32 [N]: sample in the global batch.
+    /// u32 `[N]`: sample in the global batch.
     pub samples: H,
-    /// u32 [N]: position in the row.
+    /// u32 `[N]`: position in the row.
     pub positions: H,
     /// Global index of column 0, for ranks that hold a range of the columns.
     pub first_feature: u32,
@@ -185,7 +185,7 @@ kernels! {
         b: tensor,
         /// Whether `b` is stored [n, k].
         transpose_b: value(bool),
-        /// [n], in the format of `a`.
+        /// `[n]`, in the format of `a`.
         bias: option,
         /// [m, n], f32 or the format of `a`; rows may lie apart.
         out: tensor,
@@ -196,36 +196,36 @@ kernels! {
     layer_norm: LayerNormArgs {
         /// [N, D].
         x: tensor,
-        /// [D].
+        /// `[D]`.
         weight: tensor,
-        /// [D].
+        /// `[D]`.
         bias: tensor,
         /// Added to the variance.
         eps: value(f32),
         /// [N, D].
         y: tensor,
-        /// f32 [N].
+        /// f32 `[N]`.
         mean: tensor,
-        /// f32 [N].
+        /// f32 `[N]`.
         inv_std: tensor,
     }
     /// Gradients of LayerNorm.
     layer_norm_backward: LayerNormBackwardArgs {
         /// [N, D].
         x: tensor,
-        /// [D].
+        /// `[D]`.
         weight: tensor,
-        /// f32 [N].
+        /// f32 `[N]`.
         mean: tensor,
-        /// f32 [N].
+        /// f32 `[N]`.
         inv_std: tensor,
         /// [N, D].
         dy: tensor,
         /// [N, D], written.
         dx: tensor,
-        /// f32 [D].
+        /// f32 `[D]`.
         dweight: tensor,
-        /// f32 [D].
+        /// f32 `[D]`.
         dbias: tensor,
         /// Add to `dweight` and `dbias` instead of writing them.
         accumulate: value(bool),
@@ -234,7 +234,7 @@ kernels! {
     rms_norm: RmsNormArgs {
         /// [N, D].
         x: tensor,
-        /// [D].
+        /// `[D]`.
         weight: tensor,
         /// 0, or 1 for the Gemma kind.
         weight_offset: value(f32),
@@ -242,24 +242,24 @@ kernels! {
         eps: value(f32),
         /// [N, D].
         y: tensor,
-        /// f32 [N].
+        /// f32 `[N]`.
         inv_rms: tensor,
     }
     /// Gradients of RMSNorm.
     rms_norm_backward: RmsNormBackwardArgs {
         /// [N, D].
         x: tensor,
-        /// [D].
+        /// `[D]`.
         weight: tensor,
         /// 0, or 1 for the Gemma kind.
         weight_offset: value(f32),
-        /// f32 [N].
+        /// f32 `[N]`.
         inv_rms: tensor,
         /// [N, D].
         dy: tensor,
         /// [N, D], written.
         dx: tensor,
-        /// f32 [D].
+        /// f32 `[D]`.
         dweight: tensor,
         /// Add to `dweight` instead of writing it.
         accumulate: value(bool),
@@ -312,7 +312,7 @@ kernels! {
         cos: tensor,
         /// f32 [P, rotary_dim / 2].
         sin: tensor,
-        /// u32 [N].
+        /// u32 `[N]`.
         positions: tensor,
         /// By the negative angle: the backward.
         inverse: value(bool),
@@ -321,7 +321,7 @@ kernels! {
     embedding: EmbeddingArgs {
         /// [V, D].
         table: tensor,
-        /// u32 [N].
+        /// u32 `[N]`.
         ids: tensor,
         /// [N, D].
         y: tensor,
@@ -332,7 +332,7 @@ kernels! {
     embedding_backward: EmbeddingBackwardArgs {
         /// [N, D].
         dy: tensor,
-        /// u32 [N].
+        /// u32 `[N]`.
         ids: tensor,
         /// f32 [V, D]; added to.
         dtable: tensor,
@@ -343,7 +343,7 @@ kernels! {
         x: tensor,
         /// [N, D]: what the layer adds.
         y: tensor,
-        /// [D].
+        /// `[D]`.
         bias: option,
         /// None in evaluation.
         dropout: dropout,
@@ -358,7 +358,7 @@ kernels! {
         dropout: dropout,
         /// [N, D], written.
         dy: tensor,
-        /// f32 [D].
+        /// f32 `[D]`.
         dbias: option,
         /// Add to `dbias` instead of writing it.
         accumulate: value(bool),
@@ -410,26 +410,26 @@ kernels! {
     cross_entropy: CrossEntropyArgs {
         /// f32 [C, V].
         logits: tensor,
-        /// i32 [C]; negative: not counted.
+        /// i32 `[C]`; negative: not counted.
         targets: tensor,
         /// f32 [C, V]: soft targets, used instead of `targets` where `targets` is not negative.
         soft_targets: option,
-        /// f32 [C], written; 0 where not counted.
+        /// f32 `[C]`, written; 0 where not counted.
         logprobs: tensor,
-        /// f32 [C], written.
+        /// f32 `[C]`, written.
         log_sum_exp: tensor,
     }
     /// Gradient with respect to the logits of `sum scale * logprob`.
     cross_entropy_backward: CrossEntropyBackwardArgs {
         /// f32 [C, V].
         logits: tensor,
-        /// i32 [C].
+        /// i32 `[C]`.
         targets: tensor,
         /// f32 [C, V].
         soft_targets: option,
-        /// f32 [C].
+        /// f32 `[C]`.
         log_sum_exp: tensor,
-        /// f32 [C]: gradient of each row's log-probability.
+        /// f32 `[C]`: gradient of each row's log-probability.
         scale: tensor,
         /// [C, V], any float format, written.
         dlogits: tensor,
@@ -466,14 +466,14 @@ kernels! {
     sum_squares: SumSquaresArgs {
         /// f32, any shape.
         x: tensor,
-        /// f32 [units].
+        /// f32 `[units]`.
         partial: tensor,
     }
     /// `out = sum over rows of x`.
     column_sum: ColumnSumArgs {
         /// [N, D].
         x: tensor,
-        /// f32 [D].
+        /// f32 `[D]`.
         out: tensor,
         /// Add to `out`.
         accumulate: value(bool),

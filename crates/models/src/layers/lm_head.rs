@@ -8,7 +8,7 @@ use ops::{Cx, Flow, Linear, Result};
 pub struct LmHead {
     /// Before the product.
     pub norm: Norm,
-    /// [D] to [V].
+    /// `[D]` to `[V]`.
     pub linear: Linear,
 }
 

@@ -19,7 +19,7 @@ pub struct Mlp {
     pub up: Vec<Linear>,
     /// Between the products.
     pub activation: Activation,
-    /// [F] to [D], without its bias.
+    /// `[F]` to `[D]`, without its bias.
     pub down: Linear,
 }
 

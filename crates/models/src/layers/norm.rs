@@ -7,16 +7,16 @@ use ops::{Cx, ParamId, Result, Var};
 pub enum Norm {
     /// With mean and bias: GPT-2.
     Layer {
-        /// [D].
+        /// `[D]`.
         weight: ParamId,
-        /// [D].
+        /// `[D]`.
         bias: ParamId,
         /// Added to the variance.
         eps: f32,
     },
     /// Without: Llama.
     Rms {
-        /// [D].
+        /// `[D]`.
         weight: ParamId,
         /// 0, or 1 where the file holds `weight - 1` (Gemma).
         weight_offset: f32,

@@ -8,7 +8,7 @@ use ops::{AttentionLayout, Cx, Linear, ParamId, Result, Var};
 pub struct SelfAttention {
     /// One fused projection, or q, k and v.
     pub qkv: Vec<Linear>,
-    /// [H hd] to [D], without its bias.
+    /// [H hd] to `[D]`, without its bias.
     pub out: Linear,
     /// Heads, scale, window, dropout.
     pub layout: AttentionLayout,
