@@ -152,6 +152,15 @@ pub fn open(
     Ok((train, validation))
 }
 
+/// Whether any source holds rows of tokens, which are samples as they are, rather than text to be packed.
+///
+/// # Errors
+/// A file is missing or its format cannot be told.
+pub fn holds_token_rows(sources: &Sources) -> Result<bool> {
+    let formats = sources.0.iter().map(|source| Files::resolve(source).map(|files| files.format));
+    Ok(formats.collect::<Result<Vec<Format>>>()?.contains(&Format::Tokenized))
+}
+
 /// Opens data to be evaluated: every sample counts, the short last one too. `key` is what errors call it, e.g. `--data`.
 pub fn open_evaluation(
     sources: &Sources,

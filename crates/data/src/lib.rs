@@ -32,7 +32,9 @@ mod tokenize;
 mod tokenizer;
 
 pub use config::{DataConfig, DataSource, Format, Packing, Sources, Validation};
-pub use dataset::{Dataset, Event, OpenOptions, choose_tokenizer, default_cache, open, open_evaluation};
+pub use dataset::{
+    Dataset, Event, OpenOptions, choose_tokenizer, default_cache, holds_token_rows, open, open_evaluation,
+};
 pub use error::{DataError, Result};
 pub use loader::Loader;
 pub use mix::Mix;

@@ -12,6 +12,9 @@ use models::weights::WeightSource;
 use models::{Model, ModelConfig, registry};
 use std::path::{Path, PathBuf};
 
+/// Tokens that begin a text, by the names tokenizers give them; where there is none, the one that ends it does both.
+const BEGIN_OF_TEXT_NAMES: [&str; 3] = ["<s>", "<|begin_of_text|>", "<bos>"];
+
 /// A model's configuration, where its weights will come from, and the tokenizer of its folder.
 pub struct ModelOrigin {
     /// The configuration; its vocabulary may still be open.
@@ -101,9 +104,9 @@ impl ModelOrigin {
                 resolved.map_err(models::hf::HfError::from)?;
                 if !self.names_tokens {
                     // A family's usual ids would be ordinary tokens of this tokenizer.
-                    let end_of_text = tokenizer.end_of_text();
-                    let eos = end_of_text.into_iter().collect();
-                    self.config.tokens = TokenIds { bos: end_of_text, eos, pad: None };
+                    let eos = tokenizer.end_of_text();
+                    let bos = BEGIN_OF_TEXT_NAMES.iter().find_map(|name| tokenizer.token_id(name)).or(eos);
+                    self.config.tokens = TokenIds { bos, eos: eos.into_iter().collect(), pad: None };
                 }
             }
             (None, Some(_)) => {}

@@ -33,14 +33,16 @@ pub(crate) struct Args {
 
 fn open(args: &Args, model: &LoadedModel, ui: &RefCell<Ui>) -> Result<data::Dataset, Failure> {
     let longest = model.positions;
-    let sequence_length = args.sequence_length.map_or(longest.min(1024), |length| length as usize);
+    let sources = Sources::from(args.data.as_str());
+    // What is wrong with the files is said when they are opened, below.
+    let rows_of_tokens = data::holds_token_rows(&sources).unwrap_or(false);
+    let window = if rows_of_tokens { longest } else { longest.min(1024) };
+    let sequence_length = args.sequence_length.map_or(window, |length| length as usize);
     if sequence_length > longest {
         return Err(Failure::request(format!(
             "--sequence-length is {sequence_length}; it must be at most {longest}, the positions of the model"
         )));
     }
-    let mut sources = Sources::from(args.data.as_str());
-    let rows_of_tokens = sources.0.iter_mut().any(|source| source.format == Some(data::Format::Tokenized));
     let on_event = |event: data::Event<'_>| match event {
         data::Event::Tokenizing { source, done, total } => {
             ui.borrow_mut().on(train::Event::Tokenizing { source, done, total });
@@ -84,6 +86,10 @@ pub(crate) fn run(args: Args, global: Global) -> Result<(), Failure> {
             args.data
         ))
     })?;
+    if !evaluation.loss.is_finite() {
+        let loss = evaluation.loss;
+        return Err(Failure::running(format!("the loss is {loss}: the model's weights or outputs are not finite")));
+    }
     let mut out = stdout().lock();
     if args.json {
         return Ok(writeln!(out, "{}", json!(evaluation))?);

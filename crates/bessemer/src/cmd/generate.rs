@@ -5,7 +5,7 @@ use crate::cmd::model::ModelArgs;
 use crate::cmd::numbers::{count, token_id};
 use crate::failure::Failure;
 use crate::ui::Ui;
-use generate::{GenerateOptions, LoadedModel, StopReason};
+use generate::{GenerateError, GenerateOptions, LoadedModel, StopReason};
 use serde_json::json;
 use std::io::{Write, stdout};
 use std::ops::ControlFlow;
@@ -90,7 +90,10 @@ pub(crate) fn run(args: Args, global: Global) -> Result<(), Failure> {
             }
         }
     });
-    let generated = generated.map_err(Failure::request)?;
+    let generated = generated.map_err(|error| match error {
+        GenerateError::NotFinite { .. } | GenerateError::Op(_) => Failure::running(error),
+        error => Failure::request(error),
+    })?;
     if let Some(error) = write_error {
         return Err(error.into());
     }

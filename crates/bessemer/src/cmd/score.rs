@@ -3,7 +3,7 @@
 use crate::cmd::model::ModelArgs;
 use crate::failure::Failure;
 use data::{OpenOptions, Packing, Sources};
-use generate::{LoadedModel, Scores, TokenizedRow, score};
+use generate::{LoadedModel, ScoreError, Scores, TokenizedRow, score};
 use serde_json::json;
 use std::io::{Write, stdout};
 
@@ -50,7 +50,10 @@ fn rows(args: &Args, model: &LoadedModel) -> Result<Vec<TokenizedRow>, Failure> 
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let model = args.model.open()?;
     let rows = rows(&args, &model)?;
-    let Scores { loss, tokens, logprobs } = score(&model.forward(), &rows).map_err(Failure::request)?;
+    let Scores { loss, tokens, logprobs } = score(&model.forward(), &rows).map_err(|error| match error {
+        ScoreError::Op(_) => Failure::running(error),
+        error => Failure::request(error),
+    })?;
     let mut out = stdout().lock();
     if args.json {
         return Ok(writeln!(out, "{}", json!({"loss": loss, "tokens": tokens, "logprobs": logprobs}))?);

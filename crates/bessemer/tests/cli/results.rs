@@ -103,6 +103,21 @@ fn eval_prints_loss_perplexity_bits_per_byte_and_tokens() {
 }
 
 #[test]
+fn eval_takes_rows_of_tokens_whole_as_score_does() {
+    let place = Place::trained();
+    // Joined into windows of any length, rows of these lengths would be cut somewhere.
+    let rows: Vec<String> = [23u32, 17, 29, 11, 31]
+        .map(|len| json!({"input_ids": (0..len).map(|i| (i * 37 + len) % 256).collect::<Vec<_>>()}).to_string() + "\n")
+        .to_vec();
+    place.write("rows.jsonl", rows.concat());
+    let eval = place.json_of(&["eval", "out", "--data", "rows.jsonl", "--json"]);
+    let score = place.json_of(&["score", "out", "--tokens", "rows.jsonl", "--json"]);
+    let (got, want) = (eval["loss"].as_f64().unwrap(), score["loss"].as_f64().unwrap());
+    assert!((got - want).abs() < 1e-6, "{got} and {want}");
+    assert_eq!((&eval["tokens"], &eval["bits_per_byte"]), (&json!(111 - 5), &Value::Null));
+}
+
+#[test]
 fn score_prints_the_log_probability_of_every_token_and_a_loss_that_honours_labels() {
     let place = Place::trained();
     let got = place.json_of(&["score", "out", "--text", "Hello", "--json"]);
