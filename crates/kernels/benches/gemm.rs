@@ -6,6 +6,7 @@
 //! thread the time is that which the thread was on a core. The products of generation are bound by memory: for them the
 //! bytes of the weight a second are printed as well.
 
+use kernels::aligned::AlignedMemory;
 use kernels::gemm::{GemmArgs, GemmInput, Mat, MatMut, gemm};
 use kernels::{Cpu, Element, Isa, bf16, f16, peak};
 use std::time::Instant;
@@ -22,12 +23,13 @@ enum Form {
 }
 
 /// m, n, k.
-const SHAPES: [(usize, usize, usize); 15] = [
+const SHAPES: [(usize, usize, usize); 16] = [
     (1024, 768, 768),
     (1024, 3072, 768),
     (1024, 768, 3072),
     (1024, 50257, 768),
     (1024, 768, 50257),
+    (50257, 768, 1024),
     (3072, 768, 1024),
     (768, 384, 128),
     (768, 128, 128),
@@ -74,16 +76,24 @@ fn time<T: GemmInput, C: Element>(cpu: &Cpu, m: usize, n: usize, k: usize, form:
     if !name.contains(filter) {
         return;
     }
-    let numbers = |len: usize| (0..len).map(|i| T::from_f32((i % 251) as f32 / 251.0 - 0.5)).collect::<Vec<T>>();
-    let (a, b, mut c) = (numbers(m * k), numbers(k * n), vec![C::ZERO; m * n]);
+    let memory = |bytes: usize| AlignedMemory::zeroed(bytes).expect("memory for a matrix");
+    let numbers = |len: usize| {
+        let mut memory = memory(len * size_of::<T>());
+        for (i, number) in memory.as_mut_slice::<T>().iter_mut().enumerate() {
+            *number = T::from_f32((i % 251) as f32 / 251.0 - 0.5);
+        }
+        memory
+    };
+    let (a, b, mut c) = (numbers(m * k), numbers(k * n), memory(m * n * size_of::<C>()));
     let mut run = || {
+        let (a, b, c) = (&a.as_slice::<T>()[..m * k], &b.as_slice::<T>()[..k * n], &mut c.as_mut_slice::<C>()[..m * n]);
         let (a, b) = match form {
-            Form::Nt => (Mat::row_major(&a, k), Mat::transposed(&b, k)),
-            Form::Nn => (Mat::row_major(&a, k), Mat::row_major(&b, n)),
-            Form::Tn => (Mat::transposed(&a, m), Mat::row_major(&b, n)),
+            Form::Nt => (Mat::row_major(a, k), Mat::transposed(b, k)),
+            Form::Nn => (Mat::row_major(a, k), Mat::row_major(b, n)),
+            Form::Tn => (Mat::transposed(a, m), Mat::row_major(b, n)),
         };
         let accumulate = matches!(form, Form::Tn);
-        gemm(cpu, GemmArgs { m, n, k, a, b, c: MatMut::row_major(&mut c, n), bias: None, accumulate });
+        gemm(cpu, GemmArgs { m, n, k, a, b, c: MatMut::row_major(c, n), bias: None, accumulate });
     };
     let seconds = quartile_seconds(if cpu.pool.threads() == 1 { cpu_seconds } else { wall_seconds }, &mut run);
     let gflops = 2.0 * (m * n * k) as f64 / seconds / 1e9;

@@ -1,9 +1,13 @@
-//! What one core can do at most: the rate of the multiply-add instruction itself, on registers.
+//! What the machine can do at most: the rate of the multiply-add instruction itself, on the registers of one core, and the
+//! rate at which all threads together read memory.
 //!
 //! The yardstick of benchmarks and of `bessemer bench`. It is measured, because clocks differ from machine to machine and
 //! from hour to hour; measure it in the same run as what is held against it.
 
-use crate::Isa;
+use crate::aligned::AlignedMemory;
+use crate::isa::multiversion;
+use crate::lanes::sum;
+use crate::{Cpu, Isa};
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -13,6 +17,35 @@ const STEPS: usize = 64 << 10;
 const CHAINS: usize = 12;
 /// The loop is timed so often, and the shortest time counts.
 const TRIES: usize = 20;
+
+/// Memory that is read for the bandwidth: more than the caches of a desktop hold.
+const READ_BYTES: usize = 256 << 20;
+/// What one task reads.
+const READ_TASK_BYTES: usize = 1 << 20;
+/// The memory is read so often, and the shortest time counts.
+const READ_TRIES: usize = 8;
+
+/// Bytes per second that the threads of `cpu` together read from memory, in order; `None` if there is no memory to read.
+pub fn read_bytes_per_second(cpu: &Cpu) -> Option<f64> {
+    let mut memory = AlignedMemory::zeroed(READ_BYTES)?;
+    memory.as_mut_slice::<f32>().fill(1.0);
+    let numbers = memory.as_slice::<f32>();
+    let seconds = |_| {
+        let start = Instant::now();
+        cpu.pool.run(READ_BYTES / READ_TASK_BYTES, |task| {
+            let task_len = READ_TASK_BYTES / size_of::<f32>();
+            black_box(read(cpu.isa, &numbers[task * task_len..][..task_len]));
+        });
+        start.elapsed().as_secs_f64()
+    };
+    Some(READ_BYTES as f64 / (0..READ_TRIES).map(seconds).fold(f64::INFINITY, f64::min))
+}
+
+multiversion! {
+    fn read(numbers: &[f32]) -> f32 {
+        sum([numbers], |[number]| number)
+    }
+}
 
 /// f32 multiplications and additions per second of one core.
 pub fn f32_flops(isa: Isa) -> f64 {

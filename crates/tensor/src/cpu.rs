@@ -64,6 +64,12 @@ pub fn peak_flops(isa: Isa, dtype: DType) -> f64 {
     if dtype == DType::BF16 { kernels::peak::bf16_flops(isa) } else { kernels::peak::f32_flops(isa) }
 }
 
+/// Bytes per second that `threads` threads together read from memory; takes about a tenth of a second to measure. `None` if
+/// there are no 256 MiB to read.
+pub fn peak_read_bandwidth(threads: usize, isa: Isa) -> Option<f64> {
+    kernels::peak::read_bytes_per_second(&Cpu::new(threads, false, isa))
+}
+
 type Done = Result<(), KernelError>;
 
 /// Read access to the elements of a tensor.

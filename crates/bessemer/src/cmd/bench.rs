@@ -8,13 +8,14 @@ use crate::ui::Ui;
 use serde_json::{Value, json};
 use std::io::{Write, stdout};
 use tensor::profile::Times;
-use train::bench::{BenchOptions, Measured, bench};
+use train::bench::{BenchOptions, Profile, bench, bench_generation};
 
-/// Train on random tokens without dropout and measure
+/// Train on random tokens without dropout, or generate, and measure
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   bessemer bench gpt2-124m --precision bf16 --batch 4 --length 256
-  bessemer bench run.json --json")]
+  bessemer bench gpt2-124m --precision bf16 --generate
+  bessemer bench run.json --profile")]
 pub(crate) struct Args {
     /// A run file, or a preset such as gpt2-124m
     #[arg(default_value = "gpt2-124m", value_name = "RUN")]
@@ -22,12 +23,12 @@ pub(crate) struct Args {
     /// The format to compute in; by default the run file's, else f32
     #[arg(long, value_enum)]
     precision: Option<Precision>,
-    /// Rows of a step
-    #[arg(long, default_value_t = 4, value_parser = at_least_one)]
-    batch: u64,
-    /// Tokens of a row
-    #[arg(long, default_value_t = 256, value_parser = at_least_one)]
-    length: u64,
+    /// Rows of a step; by default the run file's, else 4
+    #[arg(long, value_parser = at_least_one)]
+    batch: Option<u64>,
+    /// Tokens of a row; by default the run file's, else 256
+    #[arg(long, value_parser = at_least_one)]
+    length: Option<u64>,
     /// Steps that are measured; one before them is not
     #[arg(long, default_value_t = 6, value_parser = at_least_one)]
     steps: u64,
@@ -40,6 +41,9 @@ pub(crate) struct Args {
     /// Keep only what flows between blocks and compute the rest again
     #[arg(long)]
     recompute: bool,
+    /// Generate one row greedily instead of training
+    #[arg(long, conflicts_with_all = ["batch", "steps", "recompute"])]
+    generate: bool,
     /// Show where the time goes, kernel by kernel
     #[arg(long)]
     profile: bool,
@@ -60,8 +64,12 @@ pub(crate) fn run(args: Args, global: Global) -> Result<(), Failure> {
         recompute: args.recompute,
         profile: args.profile,
     };
+    if args.generate { generate(&args, &options) } else { train(&args, &options, global) }
+}
+
+fn train(args: &Args, options: &BenchOptions<'_>, global: Global) -> Result<(), Failure> {
     let ui = Ui::new(global);
-    let measured = bench(&options, &mut |step, seconds| {
+    let measured = bench(options, &mut |step, seconds| {
         let note = if step == 0 { " (not counted)" } else { "" };
         ui.line(
             &format!("step {step}/{}  {}{note}", args.steps, shown_seconds(seconds)),
@@ -69,57 +77,84 @@ pub(crate) fn run(args: Args, global: Global) -> Result<(), Failure> {
         );
     });
     let measured = measured.map_err(Failure::before)?;
-    let mut out = stdout().lock();
     if args.json {
-        return Ok(writeln!(out, "{}", json(&measured))?);
+        return print_json(&json!({
+            "tokens_per_second": measured.tokens_per_second,
+            "step_seconds": measured.step_seconds,
+            "flops_per_second": measured.flops_per_second,
+            "share_of_peak": measured.share_of_peak,
+            "peak_memory_bytes": measured.peak_memory_bytes,
+            "precision": measured.precision,
+            "kernels": kernels_json(&measured.profile),
+        }));
     }
     if args.profile {
-        print_kernels(&measured, args.steps)?;
+        print_kernels(&measured.profile, "step", Some(measured.peak_flops_per_second))?;
     }
-    let memory = measured.peak_memory_bytes as f64 / (1u64 << 20) as f64;
+    let mut out = stdout().lock();
     let (work, share) = (measured.flops_per_second / 1e9, measured.share_of_peak * 100.0);
     writeln!(out, "tokens per second  {:.1}", measured.tokens_per_second)?;
     writeln!(out, "step               {}", shown_seconds(measured.step_seconds))?;
     writeln!(out, "work               {work:.1} GFLOP/s, {share:.0} % of peak")?;
-    Ok(writeln!(out, "peak memory        {memory:.1} MiB")?)
+    Ok(writeln!(out, "peak memory        {}", shown_bytes(measured.peak_memory_bytes))?)
+}
+
+fn generate(args: &Args, options: &BenchOptions<'_>) -> Result<(), Failure> {
+    let measured = bench_generation(options).map_err(Failure::before)?;
+    if args.json {
+        return print_json(&json!({
+            "tokens_per_second": measured.tokens_per_second,
+            "weight_bytes": measured.weight_bytes,
+            "memory_bytes_per_second": measured.memory_bytes_per_second,
+            "share_of_peak": measured.share_of_peak,
+            "peak_memory_bytes": measured.peak_memory_bytes,
+            "precision": measured.precision,
+            "kernels": kernels_json(&measured.profile),
+        }));
+    }
+    if args.profile {
+        print_kernels(&measured.profile, "token", None)?;
+    }
+    let mut out = stdout().lock();
+    let (bandwidth, share) = (measured.memory_bytes_per_second / 1e9, measured.share_of_peak * 100.0);
+    writeln!(out, "tokens per second  {:.1}", measured.tokens_per_second)?;
+    writeln!(out, "weights            {}", shown_bytes(measured.weight_bytes))?;
+    writeln!(out, "memory             {bandwidth:.1} GB/s, of which weights are read at {share:.0} %")?;
+    Ok(writeln!(out, "peak memory        {}", shown_bytes(measured.peak_memory_bytes))?)
+}
+
+fn print_json(value: &Value) -> Result<(), Failure> {
+    Ok(writeln!(stdout().lock(), "{value}")?)
+}
+
+fn shown_bytes(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / (1u64 << 20) as f64)
 }
 
 fn shown_seconds(seconds: f64) -> String {
     if seconds < 1.0 { format!("{:.3} ms", 1e3 * seconds) } else { format!("{seconds:.3} s") }
 }
 
-fn json(measured: &Measured) -> Value {
+fn kernels_json(profile: &Profile) -> Vec<Value> {
     let kernel = |(name, times): &(String, Times)| json!({"kernel": name, "calls": times.calls, "seconds": times.seconds, "flops": times.flops});
-    json!({
-        "tokens_per_second": measured.tokens_per_second,
-        "step_seconds": measured.step_seconds,
-        "flops_per_second": measured.flops_per_second,
-        "share_of_peak": measured.share_of_peak,
-        "peak_memory_bytes": measured.peak_memory_bytes,
-        "precision": measured.precision,
-        "kernels": measured.kernels.iter().map(kernel).collect::<Vec<_>>(),
-    })
+    profile.kernels.iter().map(kernel).collect()
 }
 
 /// One line a kernel: time of a step, share of the step, and where FLOPs are counted the rate and its share of the peak.
-fn print_kernels(measured: &Measured, steps: u64) -> Result<(), Failure> {
+fn print_kernels(profile: &Profile, step: &str, peak_flops_per_second: Option<f64>) -> Result<(), Failure> {
     let mut out = stdout().lock();
-    let step = |times: &Times| times.seconds / steps as f64;
-    writeln!(
-        out,
-        "{:<48} {:>7} {:>10} {:>7} {:>10} {:>6}",
-        "kernel", "calls", "ms a step", "share", "GFLOP/s", "peak"
-    )?;
-    for (name, times) in &measured.kernels {
-        let (calls, share) = (times.calls / steps, 100.0 * step(times) / measured.step_seconds);
-        write!(out, "{name:<48} {calls:>7} {:>10.3} {share:>6.1}%", 1e3 * step(times))?;
-        if times.flops > 0 {
+    let line = |seconds: f64| {
+        format!("{:>10.3} {:>6.1}%", 1e3 * seconds / profile.steps as f64, 100.0 * seconds / profile.seconds)
+    };
+    let ms = format!("ms a {step}");
+    writeln!(out, "{:<48} {:>7} {ms:>10} {:>7} {:>10} {:>6}", "kernel", "calls", "share", "GFLOP/s", "peak")?;
+    for (name, times) in &profile.kernels {
+        write!(out, "{name:<48} {:>7} {}", times.calls / profile.steps, line(times.seconds))?;
+        if let Some(peak) = peak_flops_per_second.filter(|_| times.flops > 0) {
             let rate = times.flops as f64 / times.seconds;
-            write!(out, " {:>10.1} {:>5.0}%", rate / 1e9, 100.0 * rate / measured.peak_flops_per_second)?;
+            write!(out, " {:>10.1} {:>5.0}%", rate / 1e9, 100.0 * rate / peak)?;
         }
         writeln!(out)?;
     }
-    let other = measured.step_seconds - measured.kernels.iter().map(|(_, times)| step(times)).sum::<f64>();
-    let (ms, share) = (1e3 * other, 100.0 * other / measured.step_seconds);
-    Ok(writeln!(out, "{:<48} {:>7} {ms:>10.3} {share:>6.1}%", "tape, allocation, scheduling", "")?)
+    Ok(writeln!(out, "{:<48} {:>7} {}", "tape, allocation, scheduling", "", line(profile.overhead_seconds()))?)
 }

@@ -47,12 +47,13 @@ struct Scratch {
     bias: Vec<f32>,
 }
 
+/// Memory that grows to the largest part asked of it.
 #[derive(Default)]
-struct Buffer(Option<AlignedMemory>);
+pub(super) struct Buffer(Option<AlignedMemory>);
 
 impl Buffer {
     /// The first `len` elements, of any value; larger memory is taken if need be.
-    fn first<T: Pod>(&mut self, len: usize) -> &mut [T] {
+    pub(super) fn first<T: Pod>(&mut self, len: usize) -> &mut [T] {
         let has = self.0.as_ref().map_or(0, |memory| memory.as_slice::<T>().len());
         if has < len {
             self.0 = None;

@@ -46,6 +46,11 @@ pub(super) trait Simd: Copy {
     unsafe fn splat(self, word: *const u32) -> Self::Reg;
     /// f32 lanes `acc + a b`, where `a` and `b` are words: the sum of two products where words are pairs.
     fn mul_add(self, a: Self::Reg, b: Self::Reg, acc: Self::Reg) -> Self::Reg;
+    /// f32 lanes `a b + acc`, where words are pairs as well.
+    #[inline(always)]
+    fn mul_add_f32(self, a: Self::Reg, b: Self::Reg, acc: Self::Reg) -> Self::Reg {
+        self.mul_add(a, b, acc)
+    }
     /// f32 lanes `a + b`.
     fn add(self, a: Self::Reg, b: Self::Reg) -> Self::Reg;
     /// The sum of the f32 lanes, in an order that is always the same.
@@ -99,6 +104,10 @@ pub(super) struct Kernel<T, C> {
     pub(super) tile: unsafe fn(&Tile<C>),
     /// [`super::skinny::dots`].
     pub(super) dots: unsafe fn(&super::skinny::Dots<T, C>),
+    /// [`super::skinny_columns::stream`].
+    pub(super) stream: unsafe fn(&super::skinny_columns::Stream<T>, &mut [f32]),
+    /// [`super::skinny_columns::columns`].
+    pub(super) columns: unsafe fn(&super::skinny_columns::Columns<T, C>),
 }
 
 impl<T, C> Kernel<T, C> {
@@ -113,7 +122,7 @@ macro_rules! entry_points {
     ($simd:ident $(, $features:literal)?) => {
         /// The entry points of this instruction set.
         pub(super) fn kernel<T: $crate::Element, C: $crate::Element>() -> $crate::gemm::micro::Kernel<T, C> {
-            use $crate::gemm::{micro, pack, skinny};
+            use $crate::gemm::{micro, pack, skinny, skinny_columns};
 
             $(#[target_feature(enable = $features)])?
             unsafe fn pack_entry<T: $crate::Element>(strip: &pack::Strip<T>, out: &mut [u32]) {
@@ -130,6 +139,16 @@ macro_rules! entry_points {
                 // SAFETY: the caller promises what `dots` asks for.
                 unsafe { skinny::dots($simd, job) }
             }
+            $(#[target_feature(enable = $features)])?
+            unsafe fn stream_entry<T: $crate::Element>(job: &skinny_columns::Stream<T>, sums: &mut [f32]) {
+                // SAFETY: the caller promises what `stream` asks for.
+                unsafe { skinny_columns::stream($simd, job, sums) }
+            }
+            $(#[target_feature(enable = $features)])?
+            unsafe fn columns_entry<T: $crate::Element, C: $crate::Element>(job: &skinny_columns::Columns<T, C>) {
+                // SAFETY: the caller promises what `columns` asks for.
+                unsafe { skinny_columns::columns($simd, job) }
+            }
             micro::Kernel {
                 rows: <$simd as micro::Simd>::ROWS,
                 lanes: <$simd as micro::Simd>::LANES,
@@ -137,6 +156,8 @@ macro_rules! entry_points {
                 pack: pack_entry::<T>,
                 tile: tile_entry::<C>,
                 dots: dots_entry::<T, C>,
+                stream: stream_entry::<T>,
+                columns: columns_entry::<T, C>,
             }
         }
     };

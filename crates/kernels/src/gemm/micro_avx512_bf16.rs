@@ -49,6 +49,10 @@ impl Simd for Avx512Bf16 {
         unsafe { _mm512_dpbf16_ps(acc, transmute::<__m512, __m512bh>(a), transmute::<__m512, __m512bh>(b)) }
     }
     #[inline(always)]
+    fn mul_add_f32(self, a: __m512, b: __m512, acc: __m512) -> __m512 {
+        Avx512.mul_add(a, b, acc)
+    }
+    #[inline(always)]
     fn add(self, a: __m512, b: __m512) -> __m512 {
         Avx512.add(a, b)
     }

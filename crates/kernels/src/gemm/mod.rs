@@ -3,8 +3,8 @@
 //! One blocked driver (`block`) copies parts of `a` and `b` into panels (`pack`) and runs one micro-kernel body
 //! (`micro`) on them, compiled for each instruction set: `micro_avx512_bf16` (pairs of bf16, `vdpbf16ps`),
 //! `micro_avx512`, `micro_avx2` (both f32 fused multiply-add; bf16 and f16 become f32 while they are packed) and
-//! `scalar` (portable, not fused). Up to eight rows against a weight stored `[n, k]`, the product of
-//! token-by-token generation, are bound by memory: `skinny` streams the weight once and packs nothing.
+//! `scalar` (portable, not fused). Up to eight rows against a weight, the product of token-by-token generation, are bound
+//! by memory: `skinny` (weights `[n, k]`) and `skinny_columns` (`[k, n]`) stream the weight once and pack nothing.
 //!
 //! Source: Goto & van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication"; Van Zee & van de Geijn 2015,
 //! "BLIS". We pack both operands in one parallel pass, then cut C into tiles.
@@ -132,7 +132,7 @@ pub fn gemm<T: GemmInput, C: Element>(cpu: &Cpu, args: GemmArgs<'_, T, C>) {
     if few_rows && args.b.row_stride == 1 {
         skinny::run(cpu, &kernel, args);
     } else if few_rows && args.b.col_stride == 1 {
-        skinny_columns::run(cpu, args);
+        skinny_columns::run(cpu, &kernel, args);
     } else {
         block::run(cpu, &kernel, args);
     }

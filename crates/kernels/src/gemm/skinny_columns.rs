@@ -1,75 +1,225 @@
 //! A few rows against a weight whose n is contiguous: `y[m, n] = x[m, k] w[k, n]`, the product of generation with GPT-2's
 //! `Conv1D` weights.
 //!
-//! As in [`super::skinny`] memory is the bound: a task takes a range of columns and streams its part of the weight once,
-//! four rows of it at a time, into sums that stay in the nearest cache. The order of k is that of a plain loop in groups of
-//! four, so the bits are the same on every instruction set and any number of threads.
+//! As in [`super::skinny`] memory is the bound and the weight is read once, as it lies.
+//! - One row of x: a task takes whole rows of the weight, one long stream, and adds them to sums that stay in the nearest
+//!   cache; the tasks' sums are added at the end, in order.
+//! - More rows: a task takes a strip of columns whose sums stay in registers while it walks down k. A strip's part of a row
+//!   is a few cache lines, too short for the processor to see a stream in, so the rows to come are asked for by hand.
+//!
+//! The cuts follow from the shape: the same bits on any number of threads.
 
+use super::block::Buffer;
+use super::micro::{Kernel, Simd, prefetch};
 use super::{GemmArgs, GemmInput};
 use crate::Cpu;
 use crate::element::Element;
 use crate::isa::multiversion;
+use crate::pool::Parts;
+use std::cell::Cell;
 
-/// Columns of a task at most: 256 sums of 8 rows are 8 KiB.
-const MAX_COLUMNS: usize = 256;
+/// Bytes of the weight that a task streams: some microseconds.
+const STREAM_BYTES: usize = 128 << 10;
+/// Tasks at most that one product is streamed in: each leaves sums to be added.
+const MAX_STREAMS: usize = 8;
+/// Bytes by which streaming runs ahead of multiplying.
+const AHEAD_BYTES: usize = 4096;
 
-/// Rows of the weight that are taken at once.
-const GROUP: usize = 4;
-
+/// Vectors of sums in registers: rows of x times vectors of columns.
+const SUMS: usize = 8;
+/// Rows of the weight by which reading runs ahead of multiplying.
+const AHEAD_ROWS: usize = 24;
+/// Bytes of a cache line.
+const LINE_BYTES: usize = 64;
 /// Below this many multiply-adds the product is done before another thread would wake.
 const SERIAL_WORK: usize = 1 << 16;
 
-/// Computes the product; `args` were checked, `a` is contiguous along k, `b` along n, and there is at least one element.
-pub(super) fn run<T: GemmInput, C: Element>(cpu: &Cpu, args: GemmArgs<'_, T, C>) {
-    let GemmArgs { m, n, k, a, b, c, bias, accumulate } = args;
-    // At least eight tasks where there are columns for them.
-    let columns = (n / 8).next_multiple_of(16).clamp(16, MAX_COLUMNS);
-    let out = super::Out { data: c.data.as_mut_ptr() };
-    let task = |index: usize| {
-        let (first, end) = (index * columns, ((index + 1) * columns).min(n));
-        let mut sums = [[0f32; MAX_COLUMNS]; super::skinny::MAX_ROWS];
-        let line = |row: usize| &b.data[row * b.row_stride + first..row * b.row_stride + end];
-        let x = |row: usize, at: usize| a.data[row * a.row_stride + at].to_f32();
-        for start in (0..k).step_by(GROUP) {
-            for (row, sums) in sums.iter_mut().enumerate().take(m) {
-                let sums = &mut sums[..end - first];
-                if start + GROUP <= k {
-                    let (x, w) = (std::array::from_fn(|i| x(row, start + i)), std::array::from_fn(|i| line(start + i)));
-                    add_group(cpu.isa, x, w, sums);
-                } else {
-                    (start..k).for_each(|at| add_line(cpu.isa, x(row, at), line(at), sums));
-                }
-            }
-        }
-        for (row, sums) in sums.iter().enumerate().take(m) {
-            for (j, sum) in sums[..end - first].iter().enumerate() {
-                // SAFETY: `check` found row `row` and column `first + j < n` inside C; tasks write different columns.
-                let c = unsafe { &mut *out.at(row * c.row_stride + first + j) };
-                let bias = bias.map_or(0.0, |bias| bias[first + j].to_f32());
-                let held = if accumulate { c.to_f32() } else { 0.0 };
-                *c = C::from_f32(sum + bias + held);
-            }
-        }
-    };
-    super::run_tasks(cpu, n.div_ceil(columns), m * n * k < SERIAL_WORK, task);
+/// Products of `rows` rows of x with `cols` columns of w, at most [`SUMS`] vectors of them.
+pub(super) struct Columns<T, C> {
+    pub(super) x: *const T,
+    pub(super) x_stride: usize,
+    pub(super) rows: usize,
+    pub(super) w: *const T,
+    pub(super) w_stride: usize,
+    pub(super) cols: usize,
+    pub(super) k: usize,
+    /// Where the product of row 0 and column 0 goes.
+    pub(super) c: *mut C,
+    pub(super) c_stride: usize,
+    /// One number for each column.
+    pub(super) bias: Option<*const T>,
+    /// Whether the old C is added.
+    pub(super) adds_c: bool,
 }
 
-multiversion! {
-    fn add_group<T: Element>(x: [f32; GROUP], w: [&[T]; GROUP], sums: &mut [f32]) {
-        let len = sums.len();
-        let w = w.map(|line| &line[..len]);
-        for (j, sum) in sums.iter_mut().enumerate() {
-            let low = x[0] * w[0][j].to_f32() + x[1] * w[1][j].to_f32();
-            let high = x[2] * w[2][j].to_f32() + x[3] * w[3][j].to_f32();
-            *sum += low + high;
+thread_local! {
+    /// Sums of the streams, which grow to the largest product met.
+    static SUMS_OF_STREAMS: Cell<Buffer> = Cell::default();
+}
+
+/// Computes the product; `args` were checked, `a` is contiguous along k, `b` along n, and there is at least one element.
+pub(super) fn run<T: GemmInput, C: Element>(cpu: &Cpu, kernel: &Kernel<T, C>, args: GemmArgs<'_, T, C>) {
+    if args.m == 1 { stream_rows(cpu, kernel, args) } else { strips(cpu, kernel, args) }
+}
+
+/// Rows of the weight, streamed and added to one row of sums.
+pub(super) struct Stream<T> {
+    /// Row 0 of those to be streamed.
+    pub(super) w: *const T,
+    pub(super) w_stride: usize,
+    /// One for each row.
+    pub(super) x: *const T,
+    pub(super) rows: usize,
+}
+
+fn stream_rows<T: GemmInput, C: Element>(cpu: &Cpu, kernel: &Kernel<T, C>, args: GemmArgs<'_, T, C>) {
+    let GemmArgs { n, k, a, b, c, bias, accumulate, .. } = args;
+    let is_serial = n * k < SERIAL_WORK;
+    let rows = (STREAM_BYTES / (n * size_of::<T>())).max(k.div_ceil(MAX_STREAMS)).max(1);
+    let streams = k.div_ceil(rows).max(1); // over no k the sums are zero
+    let mut buffer = SUMS_OF_STREAMS.take();
+    let sums = buffer.first::<f32>(streams * n);
+    let parts = Parts::new(sums);
+    super::run_tasks(cpu, streams, is_serial, |index| {
+        let first = index * rows;
+        let job = Stream {
+            w: b.data[first * b.row_stride..].as_ptr(),
+            w_stride: b.row_stride,
+            x: a.data[first..].as_ptr(),
+            rows: rows.min(k - first),
+        };
+        // SAFETY: each stream has its own sums; `check` found the rows of `b` and the elements of `a` in their slices.
+        unsafe { (kernel.stream)(&job, parts.get(index * n..(index + 1) * n)) };
+    });
+    let (sum, others) = sums.split_at_mut(n);
+    others.chunks_exact(n).for_each(|other| add(cpu.isa, sum, other));
+    for (col, c) in c.data[..n].iter_mut().enumerate() {
+        let sum = sum[col] + bias.map_or(0.0, |bias| bias[col].to_f32());
+        *c = C::from_f32(if accumulate { sum + c.to_f32() } else { sum });
+    }
+    SUMS_OF_STREAMS.set(buffer);
+}
+
+/// Sets `sums` to the sum of the rows of `job`, each times its x.
+///
+/// # Safety
+/// The rows may be read for as many elements as `sums` has, and x for `rows`.
+#[inline(always)]
+pub(super) unsafe fn stream<S: Simd, T: Element>(s: S, job: &Stream<T>, sums: &mut [f32]) {
+    sums.fill(0.0);
+    let whole = sums.len() - sums.len() % S::LANES;
+    for row in 0..job.rows {
+        // SAFETY: row and columns exist; the caller lets us read them.
+        unsafe {
+            let line = job.w.add(row * job.w_stride);
+            let x = (*job.x.add(row)).to_f32().to_bits();
+            let x = s.splat(&raw const x);
+            let add = |col: usize, len: usize, sums: &mut [f32]| {
+                let sum = sums[col..].as_mut_ptr();
+                s.write(sum, len, s.mul_add_f32(x, s.read(line.add(col), len), s.read(sum, len)));
+            };
+            for col in (0..whole).step_by(S::LANES) {
+                prefetch(line.wrapping_add(col + AHEAD_BYTES / size_of::<T>()));
+                add(col, S::LANES, sums);
+            }
+            if whole < sums.len() {
+                add(whole, sums.len() - whole, sums);
+            }
         }
     }
 }
 
 multiversion! {
-    fn add_line<T: Element>(x: f32, w: &[T], sums: &mut [f32]) {
-        for (sum, w) in sums.iter_mut().zip(w) {
-            *sum += x * w.to_f32();
+    fn add(sums: &mut [f32], other: &[f32]) {
+        sums.iter_mut().zip(other).for_each(|(sum, other)| *sum += other);
+    }
+}
+
+fn strips<T: GemmInput, C: Element>(cpu: &Cpu, kernel: &Kernel<T, C>, args: GemmArgs<'_, T, C>) {
+    let GemmArgs { m, n, k, a, b, c, bias, accumulate } = args;
+    let cols = SUMS * kernel.lanes;
+    let out = super::Out { data: c.data.as_mut_ptr() };
+    let task = |index: usize| {
+        let first = index * cols;
+        let job = Columns {
+            x: a.data.as_ptr(),
+            x_stride: a.row_stride,
+            rows: m,
+            w: b.data[first.min(b.data.len())..].as_ptr(),
+            w_stride: b.row_stride,
+            cols: cols.min(n - first),
+            k,
+            c: out.at(first),
+            c_stride: c.row_stride,
+            bias: bias.map(|bias| bias[first..].as_ptr()),
+            adds_c: accumulate,
+        };
+        // SAFETY: `check` found the matrices inside their slices; tasks write different columns of C.
+        unsafe { (kernel.columns)(&job) };
+    };
+    super::run_tasks(cpu, n.div_ceil(cols), m * n * k < SERIAL_WORK, task);
+}
+
+/// # Safety
+/// The rows of x may be read for `k` elements and those of w for `cols`, C may be read and written; `rows` is 1 to
+/// [`super::skinny::MAX_ROWS`].
+#[inline(always)]
+pub(super) unsafe fn columns<S: Simd, T: Element, C: Element>(s: S, job: &Columns<T, C>) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        match job.rows {
+            1..=2 => by_rows::<S, T, C, 2, { SUMS / 2 }>(s, job),
+            3..=4 => by_rows::<S, T, C, 4, { SUMS / 4 }>(s, job),
+            _ => by_rows::<S, T, C, 8, { SUMS / 8 }>(s, job),
+        }
+    }
+}
+
+/// `V` vectors of columns at a time against up to `R` rows; rows past the last repeat it and are not written.
+#[inline(always)]
+unsafe fn by_rows<S: Simd, T: Element, C: Element, const R: usize, const V: usize>(s: S, job: &Columns<T, C>) {
+    for first in (0..job.cols).step_by(V * S::LANES) {
+        let width = (job.cols - first).min(V * S::LANES);
+        let mut acc = [[s.zero(); V]; R];
+        for k in 0..job.k {
+            // SAFETY: rows and columns are clamped to those that exist; the caller lets us read them.
+            unsafe {
+                let line = job.w.add(k * job.w_stride + first);
+                let ahead = line.wrapping_add(AHEAD_ROWS * job.w_stride).cast::<u8>();
+                for offset in (0..V * S::LANES * size_of::<T>()).step_by(LINE_BYTES) {
+                    prefetch(ahead.wrapping_add(offset));
+                }
+                let mut w = [s.zero(); V];
+                for (v, w) in w.iter_mut().enumerate() {
+                    // A whole strip is the common case; a vector past the last column is never written.
+                    let left = if width == V * S::LANES { S::LANES } else { width.saturating_sub(v * S::LANES) };
+                    *w = s.read(line.wrapping_add(v * S::LANES), left);
+                }
+                for (i, acc) in acc.iter_mut().enumerate() {
+                    let x = (*job.x.add(i.min(job.rows - 1) * job.x_stride + k)).to_f32().to_bits();
+                    let x = s.splat(&raw const x);
+                    for v in 0..V {
+                        acc[v] = s.mul_add_f32(x, w[v], acc[v]);
+                    }
+                }
+            }
+        }
+        for (row, acc) in acc.iter().enumerate().take(job.rows) {
+            for (v, acc) in acc.iter().enumerate().take(width.div_ceil(S::LANES)) {
+                let (col, left) = (first + v * S::LANES, width - v * S::LANES);
+                let mut sum = *acc;
+                // SAFETY: the row exists and `left` columns from `col` on; the caller lets us use C and the bias there.
+                unsafe {
+                    if let Some(bias) = job.bias {
+                        sum = s.add(sum, s.read(bias.add(col), left));
+                    }
+                    let c = job.c.add(row * job.c_stride + col);
+                    if job.adds_c {
+                        sum = s.add(sum, s.read(c, left));
+                    }
+                    s.write(c, left, sum);
+                }
+            }
         }
     }
 }
