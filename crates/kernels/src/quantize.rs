@@ -11,7 +11,7 @@
 //!
 //! # Invariants
 //! - Codes of what was decoded are the same codes: what is stored as f32 and read back is the same block, bit for bit.
-//! - A block whose largest magnitude is below [`SMALLEST`] is zero.
+//! - A block whose largest magnitude is below 1e-32 is zero.
 
 use crate::Cpu;
 use crate::isa::multiversion;

@@ -10,8 +10,8 @@
 //! | bf16 | 2 | rounded up or down by chance, so that the mean of many updates is right |
 //! | 8-bit blocks | 1.02 | to the nearest code ([`crate::quantize`]) |
 //!
-//! # Order of events, for each block of [`BLOCK`] elements
-//! 1. States that are not f32 are widened into a buffer of the task.
+//! # Order of events, for each block of 1,024 elements
+//! 1. States that are not f32 are widened into a buffer of the task (there is none if all are).
 //! 2. The rule runs over the block.
 //! 3. The buffers are narrowed again, and the parameters, still in the first-level cache, are rounded into the copy.
 //!
@@ -168,20 +168,18 @@ pub fn step<T: Element>(
     let outputs = (rows(param, 1), (a, b, c), compute.map(|compute| rows(compute, 1)));
     for_elements(cpu, len, outputs, |range, (param, (a, b, c), mut compute)| {
         let (mut states, grad) = ([a, b, c], &grad[range.clone()]);
-        let mut wide = [[0.0; BLOCK]; MAX_STATES];
+        let mut scratch;
+        let wide: &mut [[f32; BLOCK]] = if states.iter().flatten().all(|state| matches!(state, State::F32(_))) {
+            &mut []
+        } else {
+            scratch = [[0.0; BLOCK]; MAX_STATES];
+            &mut scratch
+        };
         for start in (0..param.len()).step_by(BLOCK) {
             let block = start..(start + BLOCK).min(param.len());
             let first = update.first + (range.start + start) as u64;
-            update_block(
-                cpu.isa,
-                &mut param[block.clone()],
-                &grad[block.clone()],
-                &mut states,
-                &mut wide,
-                start,
-                update,
-            );
-            for (index, (state, wide)) in states.iter_mut().zip(&wide).enumerate() {
+            update_block(cpu.isa, &mut param[block.clone()], &grad[block.clone()], &mut states, wide, start, update);
+            for (index, (state, wide)) in states.iter_mut().zip(&*wide).enumerate() {
                 if let Some(state) = state {
                     state.narrow(cpu.isa, &wide[..block.len()], block.clone(), update.key, index as u32, first);
                 }
@@ -199,14 +197,14 @@ fn update_block(
     param: &mut [f32],
     grad: &[f32],
     states: &mut [Option<State<'_>>; MAX_STATES],
-    wide: &mut [[f32; BLOCK]; MAX_STATES],
+    wide: &mut [[f32; BLOCK]],
     start: usize,
     update: &Update<'_>,
 ) {
     let block = start..start + param.len();
     let mut buffers = wide.iter_mut();
     let states = states.each_mut().map(|state| {
-        let buffer = &mut buffers.next().expect("a buffer for each state")[..block.len()];
+        let buffer = buffers.next().map_or(&mut [][..], |buffer| &mut buffer[..block.len()]);
         state.as_mut().map(|state| state.widen(isa, block.clone(), buffer))
     });
     update.rule.update_block(isa, param, grad, update.grad_scale, states);
@@ -221,7 +219,7 @@ impl State<'_> {
         }
     }
 
-    /// The elements `block` in f32: themselves, or copied into `buffer`.
+    /// The elements `block` in f32: themselves, or copied into `buffer`, which is as long; f32 needs none.
     fn widen<'a>(&'a mut self, isa: Isa, block: Range<usize>, buffer: &'a mut [f32]) -> &'a mut [f32] {
         match self {
             State::F32(x) => return &mut x[block],
@@ -371,7 +369,7 @@ mod tests {
             }
             (param, state)
         };
-        assert_eq!(run(&[0..3000]), run(&[0..1280, 1280..3000]));
+        assert_eq!(run(&[0..0, 0..3000]), run(&[0..1280, 1280..3000]));
     }
 
     #[test]

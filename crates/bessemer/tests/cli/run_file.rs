@@ -160,7 +160,7 @@ fn what_is_not_supported_yet_is_refused_by_name() {
     let place = Place::new();
     for (path, value, named) in [
         ("fp16", json!({"enabled": true}), "fp16.enabled is true"),
-        ("optimizer.type", json!("Lion"), "optimizer.type is \"Lion\""),
+        ("optimizer.type", json!("OneBitAdam"), "optimizer.type is \"OneBitAdam\""),
         ("scheduler", json!({"type": "OneCycle", "params": {}}), "scheduler.type is \"OneCycle\""),
         (
             "zero_optimization",
