@@ -2,7 +2,8 @@
 //! singular values, the formats of moments, and the average of weights.
 
 use optim::{
-    AVERAGE, Adafactor, AdamW, AdjustLr, Granularity, Lamb, Lion, Moments, Muon, Optimizer, ScheduleFree, Shard, Step,
+    AVERAGE, Adafactor, Adagrad, AdamW, AdjustLr, Granularity, Lamb, Lion, Moments, Muon, NAdam, Optimizer, RAdam,
+    RmsProp, ScheduleFree, Sgd, Shard, Step,
 };
 use tensor::rng::Stream;
 use tensor::{Isa, MemoryKind, Queue, Shape, Tensor, cpu};
@@ -58,6 +59,70 @@ fn assert_close(what: &str, got: &[f32], want: &[f64], bound: f64) {
     for (i, (got, want)) in got.iter().zip(want).enumerate() {
         assert!((f64::from(*got) - want).abs() <= bound * (1.0 + want.abs()), "{what}[{i}]: got {got}, want {want}");
     }
+}
+
+/// Six steps of an element-wise rule with a decay of 0.01 against its formula: (step, weight, gradient, states) to weight.
+fn assert_follows(rule: &dyn Optimizer, lr: f64, formula: impl Fn(i32, f64, f64, &mut [f64; 3]) -> f64) {
+    let (queue, len) = (queue(1), 300);
+    let got = run(&queue, rule, [len].into(), Moments::F32, 6, lr);
+    let (mut weights, mut states) = (wide(&normal("weight", len)), vec![[0.0; 3]; len]);
+    for step in 1..=6 {
+        for ((p, g), states) in weights.iter_mut().zip(wide(&gradient(step, len))).zip(&mut states) {
+            *p = formula(step as i32, *p, g, states);
+        }
+    }
+    assert_close(rule.name(), &queue.read(&got.param).unwrap(), &weights, 2e-6);
+}
+
+#[test]
+fn settings_that_pytorch_s_numbers_do_not_cover_agree_with_f64() {
+    let sgd = Sgd { momentum: 0.9, dampening: 0.25, nesterov: false };
+    assert_follows(&sgd, 0.05, |step, p, g, s| {
+        let g = g + 0.01 * p;
+        s[0] = if step == 1 { g } else { 0.9 * s[0] + 0.75 * g };
+        p - 0.05 * s[0]
+    });
+    let adam = AdamW { bias_correction: false, ..ADAMW };
+    assert_follows(&adam, 0.01, |_, p, g, s| {
+        (s[0], s[1]) = (0.9 * s[0] + 0.1 * g, 0.999 * s[1] + 0.001 * g * g);
+        p * (1.0 - 1e-4) - 0.01 * s[0] / (s[1].sqrt() + 1e-8)
+    });
+    let adagrad = Adagrad { lr_decay: 0.1, initial_accumulator_value: 0.5, eps: 1e-10 };
+    assert_follows(&adagrad, 0.05, |step, p, g, s| {
+        let g = g + 0.01 * p;
+        s[0] += if step == 1 { 0.5 } else { 0.0 } + g * g;
+        p - 0.05 / (1.0 + 0.1 * f64::from(step - 1)) * g / (s[0].sqrt() + 1e-10)
+    });
+    for (momentum, centered) in [(0.0, true), (0.8, false)] {
+        let rms = RmsProp { alpha: 0.9, eps: 1e-4, momentum, centered };
+        assert_follows(&rms, 0.01, |_, p, g, s| {
+            let g = g + 0.01 * p;
+            s[0] = 0.9 * s[0] + 0.1 * g * g;
+            s[1] = if centered { 0.9 * s[1] + 0.1 * g } else { 0.0 };
+            s[2] = momentum * s[2] + g / ((s[0] - s[1] * s[1]).sqrt() + 1e-4);
+            p - 0.01 * s[2]
+        });
+    }
+    // Long enough for both forms of RAdam: its variance is tractable from the sixth step on.
+    let radam = RAdam { betas: [0.9, 0.999], eps: 1e-8, decoupled_weight_decay: true };
+    assert_follows(&radam, 0.01, |t, p, g, s| {
+        (s[0], s[1]) = (0.9 * s[0] + 0.1 * g, 0.999 * s[1] + 0.001 * g * g);
+        let (rest, longest, m) = (1.0 - 0.999f64.powi(t), 1999.0, s[0] / (1.0 - 0.9f64.powi(t)));
+        let rho = longest - 2.0 * f64::from(t) * 0.999f64.powi(t) / rest;
+        let ratio = (rho - 4.0) * (rho - 2.0) * longest / ((longest - 4.0) * (longest - 2.0) * rho);
+        let step = if rho > 5.0 { m * (ratio * rest).sqrt() / (s[1].sqrt() + 1e-8) } else { m };
+        p * (1.0 - 1e-4) - 0.01 * step
+    });
+    let nadam = NAdam { betas: [0.9, 0.999], eps: 1e-8, momentum_decay: 4e-3, decoupled_weight_decay: true };
+    assert_follows(&nadam, 0.01, |t, p, g, s| {
+        let momentum = |t: i32| 0.9 * (1.0 - 0.5 * 0.96f64.powf(f64::from(t) * 4e-3));
+        let product: f64 = (1..=t).map(momentum).product();
+        (s[0], s[1]) = (0.9 * s[0] + 0.1 * g, 0.999 * s[1] + 0.001 * g * g);
+        let denom = (s[1] / (1.0 - 0.999f64.powi(t))).sqrt() + 1e-8;
+        let next = momentum(t + 1);
+        let step = (1.0 - momentum(t)) / (1.0 - product) * g + next / (1.0 - product * next) * s[0];
+        p * (1.0 - 1e-4) - 0.01 * step / denom
+    });
 }
 
 #[test]

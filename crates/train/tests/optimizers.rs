@@ -143,3 +143,24 @@ fn a_group_s_rate_and_decay_are_what_its_weights_move_by() {
     let [before, after] = of(TRAINED);
     assert!(before != after, "the other weights must move");
 }
+
+#[test]
+fn the_plan_counts_moments_in_their_format_and_nothing_for_frozen_weights() {
+    let memory = |optimizer: Value| {
+        let config = json!({ "model": { "preset": "gpt2-124m" }, "train_batch_size": 1, "optimizer": optimizer });
+        let config = train::RunConfig::from_value(config, "plan").expect("a run file");
+        let memory = train::plan::report::PlanReport::of(&config, 1).expect("a plan").memory_per_rank;
+        ["optimizer", "gradients"].map(|kind| memory[kind] as f64 / 124_439_808.0)
+    };
+    let close = |got: f64, want: f64| (got - want).abs() < 0.01;
+    for (moments, bytes) in [("f32", 8.0), ("bf16", 4.0), ("int8", 2.0 * 65.0 / 64.0)] {
+        let [optimizer, gradients] = memory(json!({ "type": "AdamW", "moments": moments }));
+        assert!(close(optimizer, bytes) && close(gradients, 4.0), "{moments}: {optimizer} bytes for each weight");
+    }
+    // The embeddings are 39.4 of the 124.4 million.
+    let frozen = json!([{ "match": ["*wte*", "*wpe*"], "frozen": true }]);
+    let [optimizer, gradients] = memory(json!({ "type": "AdamW", "groups": frozen }));
+    assert!(close(optimizer, 8.0 * 0.6835) && close(gradients, 4.0 * 0.6835), "{optimizer} and {gradients}");
+    let [optimizer, _] = memory(json!({ "type": "Adafactor" }));
+    assert!(optimizer < 0.02, "Adafactor keeps {optimizer} bytes for each weight");
+}

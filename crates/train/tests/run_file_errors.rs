@@ -204,7 +204,11 @@ fn values_that_contradict_each_other_are_both_named() {
             json!({ "type": "SGD", "params": { "nesterov": true, "momentum": 0.9, "dampening": 0.5 } }),
             "optimizer.params.nesterov is true, but optimizer.params.dampening is 0.5; it must be 0",
         ),
-        ("/optimizer/groups", json!([{ "lr": 1 }]), "optimizer.groups[0].match is missing; it must be a list of globs of weight names, such as [\"*bias\"]"),
+        (
+            "/optimizer/groups",
+            json!([{ "lr": 1 }]),
+            "optimizer.groups[0].match is missing; it must be a list of globs of weight names, such as [\"*bias\"]",
+        ),
     ];
     for (path, value, want) in cases {
         assert_eq!(refusal(path, value), format!("run.json: {want}"));
