@@ -40,7 +40,7 @@ impl Optimizer for AdamW {
             beta2: beta2 as f32,
             rest2: (1.0 - beta2) as f32,
             step_size: at.lr as f32 / correction(beta1),
-            inv_root: correction(beta2).sqrt().recip(),
+            root: correction(beta2).sqrt(),
             eps: self.eps as f32,
             decay: at.decay(self.decoupled),
         };
@@ -58,8 +58,7 @@ struct Adam {
     beta2: f32,
     rest2: f32,
     step_size: f32,
-    /// A division less for each element: two and the root take longer than the memory.
-    inv_root: f32,
+    root: f32,
     eps: f32,
     decay: Decay,
 }
@@ -73,7 +72,7 @@ impl Adam {
 
     #[inline(always)]
     fn moved(&self, param: f32, m: f32, v: f32) -> f32 {
-        let denom = v.sqrt() * self.inv_root + self.eps;
+        let denom = v.sqrt() / self.root + self.eps;
         param * self.decay.keep - self.step_size * m / denom
     }
 }
