@@ -6,7 +6,8 @@
 //! let mut engine = Engine::new(model, config)?;
 //! engine.train(&data)?;
 //! ```
-//! A model of your own is a list of blocks: see `examples/custom_model.rs`.
+//! A model of your own is a list of blocks: see `examples/custom_model.rs`; an optimizer of your own is a formula for one
+//! element: see `examples/custom_optimizer.rs`.
 //!
 //! # The map
 //! | crate | what it is | begin at |
@@ -36,8 +37,8 @@
 //!
 //! # Where a new thing goes
 //! op: a file in `crates/kernels` and one in `crates/ops`, a line in `backend.rs` and `cpu.rs` · family: a file in
-//! `crates/models/src/families` and a line in `registry.rs` · optimizer: a file in `crates/optim` and a line in
-//! `crates/train/src/plan/mod.rs` · data source: a file in `crates/data/src/source` · command: a file in
+//! `crates/models/src/families` and a line in `registry.rs` · optimizer: a file in `crates/optim`, a line in
+//! `crates/train/src/config/rules.rs` and its keys in `config/table/types.rs` · data source: a file in `crates/data/src/source` · command: a file in
 //! `crates/bessemer/src/cmd` and a line in `main.rs`.
 #![forbid(unsafe_code)]
 

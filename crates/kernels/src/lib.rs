@@ -13,7 +13,7 @@
 //!
 //! `unsafe` lives in this crate alone. Each block says in one sentence why it is sound.
 
-pub mod adamw;
+pub mod adafactor;
 pub mod aligned;
 pub mod attention;
 pub mod cross_entropy;
@@ -24,17 +24,20 @@ pub mod embedding;
 pub mod gelu;
 pub mod gemm;
 pub mod isa;
+pub mod lamb;
 pub mod layer_norm;
 pub mod math;
+pub mod normalize;
 pub mod peak;
 pub mod philox;
 pub mod pool;
+pub mod quantize;
 pub mod reduce;
 pub mod residual;
 pub mod rms_norm;
 pub mod rope;
-pub mod sgd;
 pub mod silu_mul;
+pub mod update;
 
 mod lanes;
 mod rows;

@@ -95,9 +95,18 @@ fn axes(dim: &crate::Dim) -> String {
 
 /// A store with every parameter of a model declared and none in memory. Computed tables are frozen.
 pub fn declare(model: &Model, part_of: &dyn Fn(&str) -> Part) -> ParamStore {
+    declare_frozen(model, part_of, &|_| false)
+}
+
+/// The same with more parameters that are read only.
+pub fn declare_frozen(
+    model: &Model,
+    part_of: &dyn Fn(&str) -> Part,
+    is_frozen: &dyn Fn(ParamId) -> bool,
+) -> ParamStore {
     let mut store = ParamStore::default();
-    for spec in &model.params {
-        let role = if spec.is_table() { Role::Frozen } else { Role::Trained };
+    for (id, spec) in model.iter() {
+        let role = if spec.is_table() || is_frozen(id) { Role::Frozen } else { Role::Trained };
         store.declare(spec.name.clone(), spec.share_shape(part_of), role);
     }
     store

@@ -1,22 +1,24 @@
-//! Adam and AdamW. Sources: Kingma & Ba 2015, arXiv:1412.6980; Loshchilov & Hutter 2019, arXiv:1711.05101, with the decay
-//! multiplied by the scheduled rate as PyTorch and DeepSpeed do.
+//! Adam and AdamW, with AMSGrad. Sources: Kingma & Ba 2015, arXiv:1412.6980; Loshchilov & Hutter 2019, arXiv:1711.05101, with
+//! the decay multiplied by the scheduled rate as PyTorch and DeepSpeed do; Reddi et al. 2018, arXiv:1904.09237, with the
+//! largest second moment taken before the bias correction, as PyTorch.
 
-use crate::{Optimizer, Shard, Step};
-use tensor::{AdamWArgs, AdamWParams, KernelError, Queue};
+use crate::rule::Decay;
+use crate::{ElementRule, Optimizer, Shard, State, States, Step};
+use tensor::{KernelError, Queue, Shape};
 
 /// The constants of Adam.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamW {
-    /// Decay of the first moment, in [0, 1).
-    pub beta1: f64,
-    /// Decay of the second moment, in [0, 1).
-    pub beta2: f64,
+    /// Decay of the two moments, each in [0, 1).
+    pub betas: [f64; 2],
     /// Added to the root of the second moment.
     pub eps: f64,
     /// Decay shrinks the weight (AdamW); otherwise it joins the gradient (L2).
     pub decoupled: bool,
     /// Divide the moments by `1 - beta^step`.
     pub bias_correction: bool,
+    /// Divide by the largest second moment so far.
+    pub amsgrad: bool,
 }
 
 impl Optimizer for AdamW {
@@ -24,26 +26,72 @@ impl Optimizer for AdamW {
         if self.decoupled { "AdamW" } else { "Adam" }
     }
 
-    fn states(&self) -> &'static [&'static str] {
-        &["exp_avg", "exp_avg_sq"]
+    fn states(&self, shape: Shape) -> Vec<State> {
+        let names: &[_] = &["exp_avg", "exp_avg_sq", "max_exp_avg_sq"];
+        State::moments(if self.amsgrad { names } else { &names[..2] }, shape)
     }
 
     fn step(&self, queue: &Queue, shard: &Shard<'_>, at: &Step) -> Result<(), KernelError> {
         assert!(at.step >= 1, "AdamW::step: steps count from 1");
-        let correction = |beta: f64| if self.bias_correction { 1.0 - beta.powf(at.step as f64) } else { 1.0 };
-        let params = AdamWParams {
-            lr: at.lr as f32,
-            beta1: self.beta1,
-            beta2: self.beta2,
+        let [beta1, beta2] = at.betas.unwrap_or(self.betas);
+        let correction = |beta: f64| if self.bias_correction { at.correction(beta) as f32 } else { 1.0 };
+        let adam = Adam {
+            rest1: (1.0 - beta1) as f32,
+            beta2: beta2 as f32,
+            rest2: (1.0 - beta2) as f32,
+            step_size: at.lr as f32 / correction(beta1),
+            root: correction(beta2).sqrt(),
             eps: self.eps as f32,
-            weight_decay: at.weight_decay as f32,
-            decoupled: self.decoupled,
-            bias_correction1: correction(self.beta1) as f32,
-            bias_correction2: correction(self.beta2) as f32,
-            grad_scale: at.grad_scale,
+            decay: at.decay(self.decoupled),
         };
-        let [exp_avg, exp_avg_sq] = shard.states else { panic!("AdamW::step: {} states", shard.states.len()) };
-        let Shard { param, grad, compute, .. } = *shard;
-        (queue.backend().adamw)(queue, AdamWArgs { param, grad, exp_avg, exp_avg_sq, compute, params })
+        if self.amsgrad {
+            shard.update(queue, at.grad_scale, AmsGrad(adam))
+        } else {
+            shard.update(queue, at.grad_scale, adam)
+        }
+    }
+}
+
+/// The numbers of one step.
+struct Adam {
+    rest1: f32,
+    beta2: f32,
+    rest2: f32,
+    step_size: f32,
+    root: f32,
+    eps: f32,
+    decay: Decay,
+}
+
+impl Adam {
+    #[inline(always)]
+    fn moments(&self, param: f32, grad: f32, m: f32, v: f32) -> (f32, f32) {
+        let g = grad + self.decay.l2 * param;
+        (m + (g - m) * self.rest1, v * self.beta2 + self.rest2 * g * g)
+    }
+
+    #[inline(always)]
+    fn moved(&self, param: f32, m: f32, v: f32) -> f32 {
+        let denom = v.sqrt() / self.root + self.eps;
+        param * self.decay.keep - self.step_size * m / denom
+    }
+}
+
+impl ElementRule for Adam {
+    #[inline(always)]
+    fn update(&self, param: f32, grad: f32, [m, v, _]: States) -> (f32, States) {
+        let (m, v) = self.moments(param, grad, m, v);
+        (self.moved(param, m, v), [m, v, 0.0])
+    }
+}
+
+struct AmsGrad(Adam);
+
+impl ElementRule for AmsGrad {
+    #[inline(always)]
+    fn update(&self, param: f32, grad: f32, [m, v, largest]: States) -> (f32, States) {
+        let (m, v) = self.0.moments(param, grad, m, v);
+        let largest = if v > largest { v } else { largest };
+        (self.0.moved(param, m, largest), [m, v, largest])
     }
 }

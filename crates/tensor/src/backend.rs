@@ -5,7 +5,7 @@
 //!
 //! Shape legend: N tokens, D width, V vocabulary, H heads, P positions.
 
-use crate::{AttentionSpec, Gelu, Queue, Segment, Storage, Tensor};
+use crate::{AttentionSpec, BlockRule, Gelu, MAX_STATES, Queue, Segment, Storage, Tensor};
 use std::sync::Arc;
 
 /// Why a device could not do what it was asked.
@@ -67,18 +67,21 @@ impl<H> DropoutArgs<H> {
     }
 }
 
-/// Optimizer constants of one AdamW step.
-pub type AdamWParams = kernels::adamw::AdamW;
-/// Optimizer constants of one SGD step.
-pub type SgdParams = kernels::sgd::Sgd;
+/// Optimizer constants of one LAMB step.
+pub type LambParams = kernels::lamb::Lamb;
+/// Optimizer constants of one Adafactor step.
+pub type AdafactorParams = kernels::adafactor::Adafactor;
 
-/// Turns a field of an argument struct over to other handles: `tensor`, `option`, `dropout`, or a plain `value`.
+/// Turns a field of an argument struct over to other handles: `tensor`, `option`, `states`, `dropout`, or a plain `value`.
 macro_rules! map_field {
     (tensor, $field:expr, $f:expr) => {
         $f($field)
     };
     (option, $field:expr, $f:expr) => {
         $field.map(&mut *$f)
+    };
+    (states, $field:expr, $f:expr) => {
+        $field.map(|state| state.map(&mut *$f))
     };
     (dropout, $field:expr, $f:expr) => {
         $field.map(|dropout| dropout.map($f))
@@ -91,6 +94,7 @@ macro_rules! map_field {
 macro_rules! field_type {
     (tensor, $h:ident) => { $h };
     (option, $h:ident) => { Option<$h> };
+    (states, $h:ident) => { [Option<$h>; MAX_STATES] };
     (dropout, $h:ident) => { Option<DropoutArgs<$h>> };
     (value($ty:ty), $h:ident) => { $ty };
 }
@@ -155,6 +159,9 @@ macro_rules! borrow_field {
     };
     (option, $field:expr) => {
         $field.as_ref()
+    };
+    (states, $field:expr) => {
+        $field.each_ref().map(Option::as_ref)
     };
     (dropout, $field:expr) => {
         $field.as_ref().map(|d| DropoutArgs {
@@ -434,8 +441,27 @@ kernels! {
         /// [C, V], any float format, written.
         dlogits: tensor,
     }
-    /// One AdamW update in place.
-    adamw: AdamWArgs {
+    /// One update of an element-wise optimizer, in place: `param` and `states` by `grad`.
+    update: UpdateArgs {
+        /// f32: the master weights.
+        param: tensor,
+        /// f32, of as many elements.
+        grad: tensor,
+        /// f32 or bf16, of as many elements, or u32 words of 8-bit blocks; those that are there come first.
+        states: states,
+        /// The rounded copy products read.
+        compute: option,
+        /// The rule, with the numbers of this step in it.
+        rule: value(Arc<dyn BlockRule>),
+        /// What the gradient is multiplied by first.
+        grad_scale: value(f32),
+        /// Made of seed, step and parameter: how bf16 states are rounded.
+        key: value([u32; 2]),
+        /// Global index of the first element, a multiple of 256.
+        first: value(u64),
+    }
+    /// One LAMB update of a whole parameter, in place.
+    lamb: LambArgs {
         /// f32: the master weights.
         param: tensor,
         /// f32.
@@ -447,20 +473,43 @@ kernels! {
         /// The rounded copy products read.
         compute: option,
         /// Rates.
-        params: value(AdamWParams),
+        params: value(LambParams),
     }
-    /// One SGD update in place.
-    sgd: SgdArgs {
-        /// f32: the master weights.
+    /// One Adafactor update of a whole parameter, in place.
+    adafactor: AdafactorArgs {
+        /// f32 [R, C], or a vector: the master weights.
         param: tensor,
         /// f32.
         grad: tensor,
-        /// f32.
-        momentum: option,
+        /// f32 `[R]`: means of rows; of a vector its second moment.
+        row: tensor,
+        /// f32 `[C]`: means of columns; absent for a vector.
+        column: option,
         /// The rounded copy products read.
         compute: option,
         /// Rates.
-        params: value(SgdParams),
+        params: value(AdafactorParams),
+    }
+    /// `x /= max(|x|, eps)`, with the L2 norm over all elements.
+    normalize: NormalizeArgs {
+        /// f32, any shape.
+        x: tensor,
+        /// Lowest divisor.
+        eps: value(f32),
+    }
+    /// f32 into 8-bit blocks.
+    quantize: QuantizeArgs {
+        /// f32, any shape.
+        x: tensor,
+        /// u32: the words of as many elements.
+        out: tensor,
+    }
+    /// 8-bit blocks into f32.
+    dequantize: DequantizeArgs {
+        /// u32: the words of as many elements.
+        x: tensor,
+        /// f32, any shape.
+        out: tensor,
     }
     /// Sum of squares of each unit of 4,096 elements; not finite where the unit is not.
     sum_squares: SumSquaresArgs {
@@ -494,9 +543,9 @@ kernels! {
     }
     /// Every element of `out` becomes `value`.
     fill: FillArgs {
-        /// Any float tensor.
+        /// Any tensor.
         out: tensor,
-        /// Rounded to the format of `out`.
+        /// Rounded to the format of `out`; for whole numbers towards 0.
         value: value(f32),
     }
 }

@@ -11,6 +11,10 @@ use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::sync::{RwLockReadGuard, RwLockWriteGuard};
 
+mod update;
+
+use update::{adafactor, dequantize, lamb, normalize, quantize, update};
+
 /// The kernels of the CPU.
 pub static CPU: Backend = Backend {
     name: "cpu",
@@ -42,8 +46,12 @@ pub static CPU: Backend = Backend {
     attention_backward,
     cross_entropy,
     cross_entropy_backward,
-    adamw,
-    sgd,
+    update,
+    lamb,
+    adafactor,
+    normalize,
+    quantize,
+    dequantize,
     sum_squares,
     column_sum,
     add,
@@ -182,6 +190,7 @@ macro_rules! float {
         }
     };
 }
+use float;
 
 fn matmul(queue: &Queue, args: MatmulArgs<&Tensor>) -> Done {
     float!("matmul", args.a.dtype(), T => {
@@ -428,33 +437,6 @@ fn cross_entropy_backward(queue: &Queue, a: CrossEntropyBackwardArgs<&Tensor>) -
     Ok(())
 }
 
-fn adamw(queue: &Queue, a: AdamWArgs<&Tensor>) -> Done {
-    const K: &str = "adamw";
-    let compute_dtype = a.compute.map_or(DType::F32, Tensor::dtype);
-    float!(K, compute_dtype, T => {
-        let mut compute = a.compute.map(|compute| output::<T>(K, compute));
-        kernels::adamw::step::<T>(
-            cpu(queue), &mut output(K, a.param), &input(K, a.grad), &mut output(K, a.exp_avg),
-            &mut output(K, a.exp_avg_sq), compute.as_deref_mut(), &a.params,
-        )
-    });
-    Ok(())
-}
-
-fn sgd(queue: &Queue, a: SgdArgs<&Tensor>) -> Done {
-    const K: &str = "sgd";
-    let mut momentum = a.momentum.map(|momentum| output::<f32>(K, momentum));
-    let compute_dtype = a.compute.map_or(DType::F32, Tensor::dtype);
-    float!(K, compute_dtype, T => {
-        let mut compute = a.compute.map(|compute| output::<T>(K, compute));
-        kernels::sgd::step::<T>(
-            cpu(queue), &mut output(K, a.param), &input(K, a.grad), momentum.as_deref_mut(),
-            compute.as_deref_mut(), &a.params,
-        )
-    });
-    Ok(())
-}
-
 fn sum_squares(queue: &Queue, a: SumSquaresArgs<&Tensor>) -> Done {
     const K: &str = "sum_squares";
     kernels::reduce::sum_squares(cpu(queue), &input(K, a.x), &mut output(K, a.partial));
@@ -496,6 +478,10 @@ fn copy(queue: &Queue, a: CopyArgs<&Tensor>) -> Done {
 
 fn fill(queue: &Queue, a: FillArgs<&Tensor>) -> Done {
     const K: &str = "fill";
+    if a.out.dtype() == DType::U32 {
+        output::<u32>(K, a.out).fill(a.value as u32);
+        return Ok(());
+    }
     float!(K, a.out.dtype(), T => kernels::elementwise::fill(
         cpu(queue), &mut output::<T>(K, a.out), <T as Element>::from_f32(a.value),
     ));

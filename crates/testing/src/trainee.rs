@@ -7,7 +7,8 @@
 use models::weights::{WeightSource, declare, load_one};
 use models::{Model, Pass, PassOutput, Residency};
 use ops::{Batch, Cost, Document, Env, HeadRequest, ParamId, ParamStore, Params, Regions, Result};
-use tensor::{AdamWArgs, AdamWParams, DType, MemoryKind, Queue, Tensor};
+use optim::{Optimizer, Shard, Step};
+use tensor::{DType, MemoryKind, Queue, Tensor};
 
 use crate::oracle::{AdamW, Row};
 
@@ -29,7 +30,7 @@ pub struct Trainee<'a> {
     pub adamw: AdamW,
     /// Steps made.
     pub step: u64,
-    moments: Vec<(ParamId, Tensor, Tensor)>,
+    moments: Vec<(ParamId, [Tensor; 2])>,
 }
 
 impl<'a> Trainee<'a> {
@@ -53,7 +54,7 @@ impl<'a> Trainee<'a> {
             store.set_weight(id, Some(weight));
             if store.is_trained(id) {
                 let zeros = || queue.zeros(MemoryKind::Optimizer, DType::F32, shape).expect("memory for moments");
-                moments.push((id, zeros(), zeros()));
+                moments.push((id, [zeros(), zeros()]));
             }
         }
         store.allocate_gradients(&queue).expect("memory for gradients");
@@ -83,24 +84,12 @@ impl<'a> Trainee<'a> {
     pub fn update(&mut self) -> Result<()> {
         self.step += 1;
         let AdamW { lr, beta1, beta2, eps, weight_decay } = self.adamw;
-        let params = AdamWParams {
-            lr: lr as f32,
-            beta1,
-            beta2,
-            eps: eps as f32,
-            weight_decay: weight_decay as f32,
-            decoupled: true,
-            bias_correction1: (1.0 - beta1.powi(self.step as i32)) as f32,
-            bias_correction2: (1.0 - beta2.powi(self.step as i32)) as f32,
-            grad_scale: 1.0,
-        };
-        for ((id, grad), (moment_id, exp_avg, exp_avg_sq)) in
-            self.store.gradients(&self.queue)?.iter().zip(&self.moments)
-        {
+        let rule = optim::AdamW { betas: [beta1, beta2], eps, decoupled: true, bias_correction: true, amsgrad: false };
+        let at = Step { step: self.step, lr, weight_decay, grad_scale: 1.0, betas: None };
+        for ((id, grad), (moment_id, states)) in self.store.gradients(&self.queue)?.iter().zip(&self.moments) {
             assert_eq!(id, moment_id, "Trainee::update: moments are in the order of gradients");
             let param = &self.store.weight(*id)?;
-            let args = AdamWArgs { param, grad, exp_avg, exp_avg_sq, compute: None, params };
-            (self.queue.backend().adamw)(&self.queue, args)?;
+            rule.step(&self.queue, &Shard { param, grad, states, compute: None, first: 0, key: [0; 2] }, &at)?;
         }
         Ok(())
     }

@@ -7,6 +7,7 @@ use crate::checkpoint::{Checkpoint, Counters};
 use crate::config::RunConfig;
 use crate::error::{Result, TrainError};
 use crate::event::{Observer, Silent};
+use crate::plan::groups::ParamGroups;
 use crate::plan::{self, RunPlan};
 use crate::run::{self, Outcome};
 use crate::state::{StateTensor, TrainState};
@@ -17,6 +18,7 @@ use generate::Evaluation;
 use models::Model;
 use models::weights::WeightSource;
 use optim::Optimizer;
+use std::sync::Arc;
 use tensor::{Queue, cpu};
 
 /// A model with its weights, optimizer state and counters.
@@ -26,7 +28,7 @@ pub struct Engine {
     pub(crate) queue: Queue,
     pub(crate) model: Model,
     pub(crate) state: TrainState,
-    pub(crate) optimizer: Box<dyn Optimizer>,
+    pub(crate) groups: ParamGroups,
     pub(crate) counters: Counters,
     /// Micro-batches since the last update.
     pending: Pending,
@@ -59,6 +61,23 @@ impl Engine {
         Self::on_queue(model, config, source, plan, queue)
     }
 
+    /// A model with weights from `source` and an update rule of the caller's own. The configuration's type is `custom`; its
+    /// rate, decay, groups and schedule are as for any other rule.
+    ///
+    /// # Errors
+    /// As [`Engine::with_weights`].
+    pub fn with_optimizer(
+        model: Model,
+        config: RunConfig,
+        source: &WeightSource,
+        optimizer: Arc<dyn Optimizer>,
+    ) -> Result<Self> {
+        let sequence_length = plan::sequence_length(&config, model.max_positions)?;
+        let plan = RunPlan::resolve(&config, sequence_length, 0)?;
+        let queue = cpu::queue(plan.threads, plan.threads <= crate::system::num_cores(), plan.isa);
+        Self::with_all(model, config, source, plan, queue, Some(optimizer))
+    }
+
     /// The same on a device of the caller's choice.
     pub(crate) fn on_queue(
         model: Model,
@@ -67,22 +86,21 @@ impl Engine {
         plan: RunPlan,
         queue: Queue,
     ) -> Result<Self> {
-        let optimizer_config = config.optimizer.as_ref().ok_or_else(|| {
-            config.error("optimizer is missing; training needs one, such as \"optimizer\": { \"type\": \"AdamW\" }")
-        })?;
-        let optimizer = plan::optimizer(&optimizer_config.rule);
-        for glob in &optimizer_config.no_decay {
-            if !model.params.iter().any(|spec| plan::glob_matches(glob, &spec.name)) {
-                let rule = "it must match the name of at least one weight, such as \"*bias\"";
-                return Err(config
-                    .error(format!("optimizer.no_decay has {glob:?}, which matches no weight; {rule}"))
-                    .into());
-            }
-        }
-        let decays = |name: &str| !optimizer_config.no_decay.iter().any(|glob| plan::glob_matches(glob, name));
-        let state = TrainState::new(&model, source, &queue, plan.dtype, optimizer.as_ref(), &decays)?;
+        Self::with_all(model, config, source, plan, queue, None)
+    }
+
+    fn with_all(
+        model: Model,
+        config: RunConfig,
+        source: &WeightSource,
+        plan: RunPlan,
+        queue: Queue,
+        own: Option<Arc<dyn Optimizer>>,
+    ) -> Result<Self> {
+        let groups = ParamGroups::resolve(&config, &model, own)?;
+        let state = TrainState::new(&model, source, &queue, plan.dtype, &groups, config.run.ema_decay)?;
         let (counters, pending) = Default::default();
-        Ok(Self { config, plan, queue, model, state, optimizer, counters, pending })
+        Ok(Self { config, plan, queue, model, state, groups, counters, pending })
     }
 
     /// The model.
@@ -186,7 +204,7 @@ impl Engine {
             queue: &self.queue,
             model: &self.model,
             state: &self.state,
-            optimizer: self.optimizer.as_ref(),
+            groups: &self.groups,
             dtype: self.plan.dtype,
             step: self.counters.step + 1,
             applied_step: self.counters.applied_steps + 1,
@@ -194,7 +212,6 @@ impl Engine {
             nominal_targets: self.plan.nominal_targets(),
             recompute: self.config.run.recompute,
             lr: self.lr(),
-            weight_decay: self.plan.weight_decay,
             gradient_clipping: self.config.gradient_clipping,
             check_overflow: self.config.bf16.check_grad_overflow,
         }
@@ -213,24 +230,25 @@ impl Engine {
     /// # Errors
     /// The checkpoint holds another model or optimizer, or is damaged.
     pub fn load_checkpoint(&mut self, checkpoint: &Checkpoint) -> Result<()> {
-        let (held, own) = (&checkpoint.manifest().head.optimizer, self.optimizer.name());
+        let (held, own) = (&checkpoint.manifest().head.optimizer, self.groups.name());
         if held != own {
             return Err(TrainError::Request(format!(
                 "{}: the checkpoint was written with optimizer {held}; this run has {own}, and the optimizer may not change",
                 checkpoint.folder().display()
             )));
         }
-        for StateTensor { name, kind, tensor } in self.state.tensors(&self.model, self.optimizer.as_ref()) {
-            let values = checkpoint.read(kind, name)?;
-            if values.len() != tensor.shape().elements() {
+        for StateTensor { name, state, tensor } in self.state.tensors(&self.model) {
+            let values = checkpoint.read(state.name, name)?;
+            if values.len() != state.shape.elements() {
                 return Err(TrainError::Request(format!(
-                    "{}: {kind} of {name} has {} elements; the model has {}",
+                    "{}: {} of {name} has {} elements; the model has {}",
                     checkpoint.folder().display(),
+                    state.name,
                     values.len(),
-                    tensor.shape()
+                    state.shape
                 )));
             }
-            self.queue.write(tensor, &values)?;
+            state.write(&self.queue, tensor, &values)?;
         }
         self.state.refresh_compute(&self.queue)?;
         self.counters = checkpoint.manifest().head.counters;

@@ -85,7 +85,7 @@ impl Engine {
     /// # Errors
     /// The folder cannot be written.
     pub fn save_pretrained(&self, folder: &Path, tokenizer: Option<&Tokenizer>) -> Result<()> {
-        let masters: Vec<_> = self.state.masters(&self.model).collect();
+        let masters: Vec<_> = self.state.results(&self.model).collect();
         let export = Export {
             config: self.model.config.as_ref(),
             tokenizer,
@@ -94,7 +94,7 @@ impl Engine {
         };
         export.write(folder, &mut |name| {
             let (_, master) = masters.iter().find(|(spec, _)| spec.name == name).expect("a name of the export");
-            Ok(self.queue.read(master)?)
+            Ok(self.queue.read_f32(master)?)
         })
     }
 }

@@ -3,11 +3,13 @@
 use crate::checkpoint::{self, Checkpoint};
 use crate::error::{Result, TrainError};
 use crate::export::Export;
+use crate::state::WEIGHT;
 use data::Tokenizer;
 use generate::{LoadOptions, LoadedModel, ModelLocation, locate};
 use models::ModelConfig;
 use models::hf::{GenerationConfig, HfError};
 use models::weights::WeightSource;
+use optim::AVERAGE;
 use std::path::Path;
 use tensor::DType;
 
@@ -28,7 +30,7 @@ pub fn open(path: &Path, options: LoadOptions) -> Result<LoadedModel> {
 /// The weights that a checkpoint holds; every piece is checked as it is read.
 pub(crate) fn weights(checkpoint: Checkpoint) -> WeightSource {
     WeightSource::Reader(Box::new(move |spec, range| {
-        let values = checkpoint.read_range("weight", &spec.name, range);
+        let values = checkpoint.read_range(result_kind(&checkpoint, &spec.name), &spec.name, range);
         values.map_err(|error| HfError::Damaged { path: checkpoint.folder().to_owned(), problem: error.to_string() })
     }))
 }
@@ -49,14 +51,19 @@ pub fn export(from: &Path, to: &Path, dtype: Option<DType>) -> Result<()> {
     }
     let (config, tokenizer) = parts(&checkpoint)?;
     let trained_in_bf16 = checkpoint.manifest().head.config["bf16"]["enabled"] == true;
-    let tensors = checkpoint.manifest().tensors.iter().filter(|tensor| tensor.kind == "weight");
+    let tensors = checkpoint.manifest().tensors.iter().filter(|tensor| tensor.kind == WEIGHT);
     let export = Export {
         config: Some(&config),
         tokenizer: tokenizer.as_ref(),
         weights: tensors.map(|tensor| (tensor.name.as_str(), tensor.shape.clone())).collect(),
         dtype: dtype.unwrap_or(if trained_in_bf16 { DType::BF16 } else { DType::F32 }),
     };
-    export.write(to, &mut |name| Ok(checkpoint.read("weight", name)?))
+    export.write(to, &mut |name| Ok(checkpoint.read(result_kind(&checkpoint, name), name)?))
+}
+
+/// What of a parameter is evaluated and exported: the average of its weights where the run kept one.
+fn result_kind(checkpoint: &Checkpoint, name: &str) -> &'static str {
+    if checkpoint.tensor(AVERAGE, name).is_some() { AVERAGE } else { WEIGHT }
 }
 
 /// The model's configuration, and the tokenizer of the run the checkpoint lies in.

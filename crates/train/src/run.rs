@@ -282,6 +282,7 @@ fn fingerprint(data: &TrainingData, config: &RunConfig) -> String {
 /// The mean loss over a whole dataset, with its progress told.
 pub(crate) fn evaluate(engine: &Engine, dataset: &Dataset, observer: &mut dyn Observer) -> Result<Evaluation> {
     let total = dataset.num_samples();
+    let _averaged = engine.state.show_average(&engine.queue)?;
     let samples = (0..total).map(|index| {
         observer.on(Event::Evaluating { done: index, total });
         dataset.get(index)
@@ -445,6 +446,7 @@ impl<'a> Loop<'a> {
             eos: tokenizer.end_of_text().into_iter().collect(),
         };
         let tokens = tokenizer.encode(prompt)?;
+        let _averaged = engine.state.show_average(&engine.queue)?;
         let made =
             generate::generate(forward(engine), Some(tokenizer), &tokens, options, |_| ControlFlow::Continue(()))?;
         let made = made.text.unwrap_or_default();
@@ -465,11 +467,11 @@ impl<'a> Loop<'a> {
             mesh: BTreeMap::from([("data".to_owned(), 1)]),
             config: engine.plan.resolved(&engine.config),
             model: model_json(engine),
-            optimizer: engine.optimizer.name().to_owned(),
+            optimizer: engine.groups.name().to_owned(),
         };
-        let tensors: Vec<StateTensor<'_>> = engine.state.tensors(&engine.model, engine.optimizer.as_ref());
+        let tensors: Vec<StateTensor<'_>> = engine.state.tensors(&engine.model);
         let specs: Vec<TensorSpec> = (tensors.iter())
-            .map(|StateTensor { name, kind, tensor }| TensorSpec::whole(*name, *kind, tensor.shape().dims()))
+            .map(|StateTensor { name, state, .. }| TensorSpec::whole(*name, state.name, state.shape.dims()))
             .collect();
         if let Some(name) = engine.state.first_non_finite(&engine.queue, &engine.model)? {
             return Err(TrainError::Diverged { step, what: format!("weight {name}") });
@@ -478,7 +480,8 @@ impl<'a> Loop<'a> {
         self.metrics.sync()?;
         let folder = self.output.checkpoints();
         let path = checkpoint::write(&folder, &head, &specs, &mut |index| -> Result<Vec<f32>> {
-            Ok(engine.queue.read(tensors[index].tensor)?)
+            let StateTensor { state, tensor, .. } = &tensors[index];
+            Ok(state.read(&engine.queue, tensor)?)
         })?;
         checkpoint::prune(&folder, engine.config.run.keep_checkpoints)?;
         observer.on(Event::Saved { path: &path });

@@ -8,11 +8,12 @@
 
 use crate::error::{Result, TrainError};
 use crate::grad_norm::{clip_factor, grad_norm};
+use crate::plan::groups::ParamGroups;
 use crate::state::TrainState;
 use generate::to_batch;
 use models::{Model, Pass, Resident};
 use ops::{Batch, Cost, Env, HeadRequest, Single};
-use optim::{Optimizer, Step};
+use optim::Step;
 use tensor::{DType, Queue, Tensor};
 
 /// What a step is told.
@@ -23,15 +24,15 @@ pub struct StepContext<'a> {
     pub model: &'a Model,
     /// Its weights.
     pub state: &'a TrainState,
-    /// The update rule.
-    pub optimizer: &'a dyn Optimizer,
+    /// The update rules.
+    pub groups: &'a ParamGroups,
     /// The format of activations.
     pub dtype: DType,
     /// Optimizer step, from 1.
     pub step: u64,
     /// Updates applied so far, this one included.
     pub applied_step: u64,
-    /// Seed of dropout.
+    /// Seed of dropout and of moments that are rounded by chance.
     pub seed: u64,
     /// `train_batch_size x sequence_length`.
     pub nominal_targets: u64,
@@ -39,8 +40,6 @@ pub struct StepContext<'a> {
     pub recompute: bool,
     /// After the schedule.
     pub lr: f64,
-    /// Falls on the weights that decay.
-    pub weight_decay: f64,
     /// Largest norm of the gradient; 0: any.
     pub gradient_clipping: f64,
     /// Skip the update when a gradient is not finite.
@@ -116,9 +115,8 @@ impl StepContext<'_> {
         let skipped = self.check_overflow && !norm.is_finite();
         if !skipped {
             let grad_scale = (to_mean * clip_factor(norm, self.gradient_clipping)) as f32;
-            let Self { lr, weight_decay, applied_step, .. } = *self;
-            let at = Step { step: applied_step, lr, weight_decay, grad_scale };
-            self.state.update(self.queue, self.optimizer, &at)?;
+            let at = Step { step: self.applied_step, lr: self.lr, weight_decay: 0.0, grad_scale, betas: None };
+            self.state.update(self.queue, self.groups, self.seed, &at)?;
         }
         Ok(StepReport { loss, grad_norm: norm, num_targets, skipped, cost })
     }

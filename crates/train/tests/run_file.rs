@@ -1,8 +1,10 @@
 //! What a run file and a DeepSpeed config come to when they are right.
 
 use data::{DataSource, Packing, Sources, Validation};
+use optim::Moments;
 use optim::schedule::{Schedule, Warmup, WarmupType};
 use serde_json::{Value, json};
+use std::ops::RangeBounds;
 use train::config::keys::{Kind, Status, all_keys};
 use train::config::{ModelSource, OptimizerRule, Origin, Overrides, RunConfig, RunLength};
 use train::plan::batch::Batch;
@@ -76,6 +78,38 @@ fn adam_decouples_its_decay_unless_told_otherwise_and_adam_w_always_does() {
     assert!(decoupled("Adam", json!({})) && !decoupled("Adam", json!({ "adam_w_mode": false })));
     assert!(decoupled("AdamW", json!({})) && decoupled("AdamW", json!({ "adam_w_mode": false })));
     assert!(!decoupled("SGD", json!({})));
+}
+
+#[test]
+fn every_type_of_optimizer_is_read_with_deepspeed_s_or_pytorch_s_defaults_in_any_case_of_letters() {
+    for (kind, lr, name) in [
+        ("SGD", 0.001, "SGD"),
+        ("Adagrad", 0.01, "Adagrad"),
+        ("RMSprop", 0.01, "RMSprop"),
+        ("Adadelta", 1.0, "Adadelta"),
+        ("Adamax", 0.002, "Adamax"),
+        ("NAdam", 0.002, "NAdam"),
+        ("RAdam", 0.001, "RAdam"),
+        ("lion", 0.001, "Lion"),
+        ("LAMB", 0.001, "Lamb"),
+        ("muon", 0.001, "Muon"),
+        ("Adafactor", 0.01, "Adafactor"),
+        ("AdamWScheduleFree", 0.0025, "AdamWScheduleFree"),
+    ] {
+        let rule = config(json!({ "optimizer": { "type": kind } })).optimizer.expect("an optimizer").rule;
+        let rated = rule.rated(true);
+        assert_eq!((rule.lr(), rated.weight_decay), (lr, 0.0), "{kind}");
+        assert_eq!(rated.rule.expect("a rule").name(), name);
+    }
+}
+
+#[test]
+fn an_adam_without_f32_states_keeps_its_moments_in_bf16_unless_told_otherwise() {
+    let moments = |optimizer: Value| config(json!({ "optimizer": optimizer })).optimizer.expect("an optimizer").moments;
+    let params = json!({ "fp32_optimizer_states": false });
+    assert_eq!(moments(json!({ "type": "Adam", "params": params })), Moments::Bf16);
+    assert_eq!(moments(json!({ "type": "Adam", "params": params, "moments": "INT8" })), Moments::Int8);
+    assert_eq!(moments(json!({ "type": "Adam" })), Moments::F32);
 }
 
 #[test]
@@ -211,8 +245,9 @@ fn a_resolved_configuration_is_a_run_file_that_means_the_same() {
 fn a_field_changed_by_a_program_is_in_the_resolved_configuration() {
     let mut config = config(json!({ "optimizer": { "type": "AdamW", "params": { "lr": 0.1 } } }));
     config.run.steps = Some(9);
-    let params = json!({ "lr": 0.2, "momentum": 0.0, "weight_decay": 0.0, "nesterov": false });
-    let sgd = json!({ "type": "SGD", "params": params, "no_decay": [] });
+    let params = json!({ "lr": 0.2, "momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0,
+                         "nesterov": false });
+    let sgd = json!({ "type": "SGD", "params": params, "no_decay": [], "groups": [], "moments": "f32" });
     config.optimizer = serde_json::from_value(sgd.clone()).unwrap();
     let resolved = config.resolved(&[("train_batch_size", json!(6))]);
     assert_eq!((&resolved["run"]["steps"], &resolved["train_batch_size"]), (&json!(9), &json!(6)));
@@ -221,12 +256,24 @@ fn a_field_changed_by_a_program_is_in_the_resolved_configuration() {
 
 /// A value of this kind that differs from the default.
 fn another(kind: &Kind, default: &Value) -> Value {
-    let candidates = [json!(true), json!(false), json!(2), json!(0.25), json!("text"), json!(["a"]), json!([0.1, 0.2])];
+    let candidates = [
+        json!(true),
+        json!(false),
+        json!(2),
+        json!(0.25),
+        json!(1.5),
+        json!(-0.25),
+        json!("text"),
+        json!(["a"]),
+        json!([0.1, 0.2]),
+    ];
     let named = if let Kind::Names(names) = kind { names.iter().map(|name| json!(name)).collect() } else { vec![] };
     let fits = |value: &&Value| match kind {
         Kind::Bool => value.is_boolean(),
         Kind::Int { .. } => value.is_u64(),
-        Kind::Number(..) => value.as_f64() == Some(0.25),
+        Kind::Number(low, high) => {
+            value.is_f64() && value.as_f64().is_some_and(|number| (*low, *high).contains(&number))
+        }
         Kind::Names(_) => named.contains(value),
         Kind::Pair(_) => **value == json!([0.1, 0.2]),
         Kind::List(Kind::Text) => **value == json!(["a"]),
@@ -246,7 +293,9 @@ fn every_honoured_key_of_the_table_reaches_the_typed_configuration() {
             !matches!(key.kind, Kind::Section(_)) && !key.path.contains(['[', '*']) && !key.path.ends_with(".type");
         if key.status != Status::Honoured
             || !is_leaf
-            || matches!(key.path, "run.device" | "data.train" | "data.validation")
+            || matches!(key.path, "run.device" | "data.train" | "data.validation" | "optimizer.groups")
+            // It is written into optimizer.moments.
+            || key.path.ends_with(".fp32_optimizer_states")
         {
             continue;
         }

@@ -4,6 +4,9 @@ use crate::common::{Place, run_file};
 use serde_json::{Value, json};
 
 const AT_LEAST_0: &str = "a whole number of at least 0";
+/// Every optimizer, as a refusal lists them.
+const OPTIMIZERS: &str = "\"Adam\", \"AdamW\", \"SGD\", \"Adagrad\", \"RMSprop\", \"Adadelta\", \"Adamax\", \"NAdam\", \"RAdam\", \
+     \"Lion\", \"Lamb\", \"Muon\", \"Adafactor\", \"AdamWScheduleFree\" or \"custom\"";
 const AT_LEAST_1: &str = "a whole number of at least 1";
 
 /// For each (key, value, rule): the refusal is "r.json: key is value; it must be rule".
@@ -81,7 +84,7 @@ fn settings_of_optimizer_and_schedule_out_of_range_are_refused_with_their_range(
         ("optimizer.params.betas", json!([0.9, 0.99, 0.9]), &format!("a list of two, each {beta}")),
         ("optimizer.params.betas", json!(0.9), &format!("a list of two, each {beta}")),
         ("gradient_clipping", json!(-1), "a number of at least 0"),
-        ("optimizer.type", json!("AdaMW2"), "\"Adam\", \"AdamW\" or \"SGD\""),
+        ("optimizer.type", json!("AdaMW2"), OPTIMIZERS),
     ]);
     assert_refusals(&[
         (
@@ -103,7 +106,7 @@ fn settings_of_optimizer_and_schedule_out_of_range_are_refused_with_their_range(
         (
             "optimizer",
             json!({"params": {"lr": 1}}),
-            "r.json: optimizer.type is missing; it must be \"Adam\", \"AdamW\" or \"SGD\"",
+            format!("r.json: optimizer.type is missing; it must be {OPTIMIZERS}").as_str(),
         ),
     ]);
 }
@@ -157,7 +160,7 @@ fn what_is_not_supported_yet_is_refused_by_name() {
     let place = Place::new();
     for (path, value, named) in [
         ("fp16", json!({"enabled": true}), "fp16.enabled is true"),
-        ("optimizer.type", json!("Lion"), "optimizer.type is \"Lion\""),
+        ("optimizer.type", json!("OneBitAdam"), "optimizer.type is \"OneBitAdam\""),
         ("scheduler", json!({"type": "OneCycle", "params": {}}), "scheduler.type is \"OneCycle\""),
         (
             "zero_optimization",
@@ -331,7 +334,7 @@ fn words_of_the_command_line_that_set_keys_are_checked_like_the_file() {
         ("run.steps", "--set: \"run.steps\" must be key.path=value, such as run.steps=100"),
         ("run.steps=abc", "--set: run.steps is \"abc\"; it must be a whole number of at least 1"),
         ("run.steps.x=1", "--set: run.steps.x cannot be set: run.steps is 2, not a section"),
-        ("optimizer.type=Adagrad2", "--set: optimizer.type is \"Adagrad2\"; it must be \"Adam\", \"AdamW\" or \"SGD\""),
+        ("optimizer.type=Adagrad2", format!("--set: optimizer.type is \"Adagrad2\"; it must be {OPTIMIZERS}").as_str()),
     ] {
         assert_eq!(place.refusal(&["train", "r.json", "--set", set]), want);
     }

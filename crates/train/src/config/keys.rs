@@ -219,9 +219,10 @@ impl Keys {
         Self { rows }
     }
 
-    /// The key at a path with `[]` and `*` in it.
+    /// The key at a path with `[]` and `*` in it. A group of weights may override each of the optimizer's settings.
     pub(super) fn get(&self, pattern: &str) -> Option<&'static Key> {
-        self.rows.get(pattern).copied()
+        let setting = || self.rows.get(join("optimizer.params", pattern.strip_prefix("optimizer.groups[].")?).as_str());
+        self.rows.get(pattern).or_else(setting).copied()
     }
 
     /// Every key, by path.

@@ -211,7 +211,12 @@ fn derive(root: &mut Map<String, Value>, name: &str, origins: &mut BTreeMap<Stri
     let says = |path: &str, value: Value| resolve::at(root, path) == Some(&value);
     let is_w = says("optimizer.type", "AdamW".into())
         || (says("optimizer.type", "Adam".into()) && !says("optimizer.params.adam_w_mode", false.into()));
+    let is_bf16 = says("optimizer.params.fp32_optimizer_states", false.into());
     if is_w && says("optimizer.params.torch_adam", true.into()) {
         put(root, "optimizer.params.weight_decay", 0.01.into());
+    }
+    // DeepSpeed's CPU Adam then keeps them in bf16.
+    if is_bf16 {
+        put(root, "optimizer.moments", "bf16".into());
     }
 }

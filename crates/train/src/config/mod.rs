@@ -28,7 +28,10 @@ mod together;
 pub use error::ConfigError;
 pub use load::Overrides;
 pub use resolve::{Origin, Setting};
-pub use rules::{AdamParams, OptimizerConfig, OptimizerRule, SchedulerConfig, SgdParams, WarmupCurve};
+pub use rules::{
+    AdamParams, GroupConfig, MuonParams, NoRule, OptimizerConfig, OptimizerRule, Rated, RatedRule, SchedulerConfig,
+    WarmupCurve,
+};
 
 use data::DataConfig;
 use optim::schedule::Schedule;
@@ -116,6 +119,8 @@ pub struct RunSection {
     pub recompute: bool,
     /// Name of the highest instruction set used; none: the machine's.
     pub isa: Option<String>,
+    /// Decay of the average of weights that is evaluated and exported; none: the weights themselves are.
+    pub ema_decay: Option<f64>,
 }
 
 /// The `bf16` section.

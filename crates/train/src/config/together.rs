@@ -70,12 +70,28 @@ impl<'a> File<'a> {
         Ok(())
     }
 
-    /// PyTorch's rule: looking ahead along the momentum needs one.
+    /// PyTorch's rule: looking ahead along the momentum needs one, undamped.
     fn optimizer(&self) -> Result<(), Fault> {
         let path = "optimizer.params.nesterov";
-        let momentum = self.given("optimizer.params.momentum").and_then(Value::as_f64).unwrap_or(0.0);
-        if self.given(path) == Some(&Value::Bool(true)) && momentum == 0.0 {
+        let number = |name: &str| self.given(&join("optimizer.params", name)).and_then(Value::as_f64).unwrap_or(0.0);
+        let looks_ahead = self.given("optimizer.type").is_some_and(|name| name == "SGD")
+            && self.given(path) == Some(&Value::Bool(true));
+        if looks_ahead && number("momentum") == 0.0 {
             return fault(path, format!("{path} is true, but optimizer.params.momentum is 0; it must be above 0"));
+        }
+        if looks_ahead && number("dampening") != 0.0 {
+            let dampening = number("dampening");
+            let message = format!("{path} is true, but optimizer.params.dampening is {dampening}; it must be 0");
+            return fault(path, message);
+        }
+        let groups = self.given("optimizer.groups").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        for (i, group) in groups.iter().enumerate() {
+            let path = format!("optimizer.groups[{i}].match");
+            if group["match"].as_array().is_none_or(Vec::is_empty) {
+                let message =
+                    format!("{path} is missing; it must be a list of globs of weight names, such as [\"*bias\"]");
+                return fault(&path, message);
+            }
         }
         Ok(())
     }

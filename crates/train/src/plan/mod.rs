@@ -1,13 +1,13 @@
 //! What follows from a run file: every number final, every refusal behind us.
 
 pub mod batch;
+pub mod groups;
 pub mod report;
 
 use crate::config::{ConfigError, OptimizerRule, RunConfig, RunLength};
 use crate::system::num_cores;
 use batch::Batch;
 use optim::schedule::Schedule;
-use optim::{AdamW, Optimizer, Sgd};
 use serde_json::{Value, json};
 use tensor::{DType, Isa};
 
@@ -24,8 +24,6 @@ pub struct RunPlan {
     pub dtype: DType,
     /// The rate of every step.
     pub schedule: Schedule,
-    /// On weights that decay.
-    pub weight_decay: f64,
     /// Threads of this rank.
     pub threads: usize,
     /// The highest instruction set kernels use.
@@ -85,7 +83,6 @@ impl RunPlan {
             steps,
             dtype: if config.bf16.enabled { DType::BF16 } else { DType::F32 },
             schedule: config.schedule(rule.map_or(0.0, OptimizerRule::lr), steps),
-            weight_decay: rule.map_or(0.0, weight_decay),
             threads: if config.run.threads == 0 { num_cores() } else { config.run.threads },
             isa,
         })
@@ -118,61 +115,5 @@ impl RunPlan {
             ]);
         }
         config.resolved(&derived)
-    }
-}
-
-fn weight_decay(rule: &OptimizerRule) -> f64 {
-    match rule {
-        OptimizerRule::Adam(params) | OptimizerRule::AdamW(params) => params.weight_decay,
-        OptimizerRule::Sgd(params) => params.weight_decay,
-    }
-}
-
-/// The update rule that the run file names.
-pub fn optimizer(rule: &OptimizerRule) -> Box<dyn Optimizer> {
-    match rule {
-        OptimizerRule::Adam(params) | OptimizerRule::AdamW(params) => Box::new(AdamW {
-            beta1: params.betas[0],
-            beta2: params.betas[1],
-            eps: params.eps,
-            decoupled: rule.decoupled_decay(),
-            bias_correction: params.bias_correction,
-        }),
-        OptimizerRule::Sgd(params) => Box::new(Sgd { momentum: params.momentum, nesterov: params.nesterov }),
-    }
-}
-
-/// Whether `name` matches a glob of `*` (any run of characters) and `?` (one).
-pub fn glob_matches(pattern: &str, name: &str) -> bool {
-    match pattern.chars().next() {
-        None => name.is_empty(),
-        Some('*') => {
-            let rest = &pattern[1..];
-            name.char_indices().map(|(at, _)| at).chain([name.len()]).any(|at| glob_matches(rest, &name[at..]))
-        }
-        Some(first) => {
-            let mut characters = name.chars();
-            let matches = characters.next().is_some_and(|c| first == '?' || first == c);
-            matches && glob_matches(&pattern[first.len_utf8()..], characters.as_str())
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn globs_over_weight_names_match_runs_and_single_characters() {
-        for (pattern, name, want) in [
-            ("*norm*", "model.layers.0.input_layernorm.weight", true),
-            ("*bias", "transformer.h.0.attn.c_attn.bias", true),
-            ("*bias", "transformer.h.0.attn.bias_like", false),
-            ("h.?.ln", "h.3.ln", true),
-            ("h.?.ln", "h.13.ln", false),
-            ("*", "", true),
-        ] {
-            assert_eq!(glob_matches(pattern, name), want, "{pattern} {name}");
-        }
     }
 }

@@ -1,6 +1,6 @@
 //! Our own sections: `model`, `data`, `run`.
 
-use super::{ABOVE_ZERO, COUNT, Key, OPEN, POSITIVE, SECTION, keys};
+use super::{ABOVE_ZERO, BELOW_ONE, COUNT, Key, OPEN, POSITIVE, SECTION, keys};
 use crate::config::keys::Kind::{self, Bool, Int, List, Names, Number, OneOf, Text};
 use crate::config::keys::Status::Honoured;
 use std::ops::Bound::Excluded;
@@ -34,6 +34,7 @@ pub(super) static KEYS: &[Key] = keys! {
     "run.checkpoint_every", COUNT, "0", Honoured, "steps between checkpoints; 0: one at the end";
     "run.deterministic", Bool, "false", Honoured, "same bits on any number of data-parallel ranks";
     "run.device", Names(&["auto", "cpu"]), "\"auto\"", Honoured, "where the run computes";
+    "run.ema_decay", BELOW_ONE, "null", Honoured, "decay of a running average of the weights (f32), which is evaluated and exported; null: none";
     "run.epochs", ABOVE_ZERO, "null", Honoured, "length in passes over the training data; 1 when no length is given";
     "run.eval_every", COUNT, "0", Honoured, "steps between evaluations; 0: one at the end";
     "run.isa", Names(&["portable", "avx2", "avx512", "avx512_bf16"]), "null", Honoured, "highest instruction set used; null: the machine's";

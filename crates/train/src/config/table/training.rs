@@ -1,7 +1,7 @@
 //! Batch, precision, optimizer, scheduler, checkpoints and logging.
 
 use super::{COUNT, DTYPE, Key, NOT_NEGATIVE, NOT_YET, OPEN, POSITIVE, SECTION, TEXTS, keys};
-use crate::config::keys::Kind::{Bool, Names, Text};
+use crate::config::keys::Kind::{Bool, List, Names, Text};
 use crate::config::keys::Status::{Honoured, NoEffect, NotYet};
 
 pub(super) static KEYS: &[Key] = keys! {
@@ -58,7 +58,11 @@ pub(super) static KEYS: &[Key] = keys! {
     "managed_gradient_accumulation", Bool, "true", NOT_YET, "false: the caller says where a step ends";
     "memory_breakdown", Bool, "false", NoEffect, "memory in the log";
     "optimizer", SECTION, "null", Honoured, "the update rule";
+    "optimizer.groups", List(&SECTION), "[]", Honoured, "weights with settings of their own: a key of params overrides it there; the first match takes a weight";
+    "optimizer.groups[].frozen", Bool, "false", Honoured, "no gradient, no state, no update";
+    "optimizer.groups[].match", TEXTS, "[]", Honoured, "globs of weight names";
     "optimizer.legacy_fusion", Bool, "false", NoEffect, "which PyTorch kernel";
+    "optimizer.moments", Names(&["f32", "bf16", "int8"]), "\"f32\"", Honoured, "format of moments: bf16 rounds by chance, int8 is 8-bit blocks of 256";
     "optimizer.no_decay", TEXTS, "[]", Honoured, "globs of weight names that do not decay";
     "optimizer.params", SECTION, "{}", Honoured, "settings of the rule; see its type";
     "optimizer.type", Text, "null", Honoured, "the rule's name";

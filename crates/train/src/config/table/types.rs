@@ -1,9 +1,10 @@
 //! The keys of `optimizer.params` and `scheduler.params`, which depend on the type beside them.
 
 use super::{ANY_INT, BELOW_ONE, COUNT, Key, NOT_NEGATIVE, NOT_YET, POSITIVE, SHARE, keys};
-use crate::config::keys::Kind::{Bool, Names, Null, OneOf, Pair};
+use crate::config::keys::Kind::{Bool, Int, Names, Null, Number, OneOf, Pair};
 use crate::config::keys::Status::{Honoured, NoEffect};
 use crate::config::keys::{Kind, TypeKeys};
+use std::ops::Bound::{Included, Unbounded};
 
 const RATE_OR_OPTIMIZERS: Kind = OneOf(&[NOT_NEGATIVE, Null]);
 const WARMUP_TYPE: Kind = Names(&["log", "linear"]);
@@ -13,6 +14,18 @@ pub(crate) static TYPES: &[TypeKeys] = &[
     TypeKeys { section: "optimizer", name: "Adam", keys: ADAM },
     TypeKeys { section: "optimizer", name: "AdamW", keys: ADAM },
     TypeKeys { section: "optimizer", name: "SGD", keys: SGD },
+    TypeKeys { section: "optimizer", name: "Adagrad", keys: ADAGRAD },
+    TypeKeys { section: "optimizer", name: "RMSprop", keys: RMSPROP },
+    TypeKeys { section: "optimizer", name: "Adadelta", keys: ADADELTA },
+    TypeKeys { section: "optimizer", name: "Adamax", keys: ADAMAX },
+    TypeKeys { section: "optimizer", name: "NAdam", keys: NADAM },
+    TypeKeys { section: "optimizer", name: "RAdam", keys: RADAM },
+    TypeKeys { section: "optimizer", name: "Lion", keys: LION },
+    TypeKeys { section: "optimizer", name: "Lamb", keys: LAMB },
+    TypeKeys { section: "optimizer", name: "Muon", keys: MUON },
+    TypeKeys { section: "optimizer", name: "Adafactor", keys: ADAFACTOR },
+    TypeKeys { section: "optimizer", name: "AdamWScheduleFree", keys: SCHEDULE_FREE },
+    TypeKeys { section: "optimizer", name: "custom", keys: CUSTOM },
     TypeKeys { section: "scheduler", name: "WarmupLR", keys: WARMUP },
     TypeKeys { section: "scheduler", name: "WarmupDecayLR", keys: WARMUP_DECAY },
     TypeKeys { section: "scheduler", name: "WarmupCosineLR", keys: WARMUP_COSINE },
@@ -27,24 +40,14 @@ pub(crate) static TYPES_NOT_YET: &[(&str, &[&str])] = &[
     (
         "optimizer",
         &[
-            "Adagrad",
-            "Lamb",
             "OneBitAdam",
             "OneBitLamb",
             "ZeroOneAdam",
             "MuAdam",
             "MuAdamW",
             "MuSGD",
-            "Lion",
-            "Muon",
-            "Adadelta",
-            "Adafactor",
-            "Adamax",
             "ASGD",
             "LBFGS",
-            "NAdam",
-            "RAdam",
-            "RMSprop",
             "Rprop",
             "SparseAdam",
         ],
@@ -81,12 +84,12 @@ pub(crate) static TYPES_NOT_YET: &[(&str, &[&str])] = &[
 
 static ADAM: &[Key] = keys! {
     "optimizer.params.adam_w_mode", Bool, "true", Honoured, "decay apart from the gradient; false: L2 in the gradient (AdamW ignores it)";
-    "optimizer.params.amsgrad", Bool, "false", NOT_YET, "divides by the largest second moment so far";
+    "optimizer.params.amsgrad", Bool, "false", Honoured, "divides by the largest second moment so far";
     "optimizer.params.betas", Pair(&BELOW_ONE), "[0.9, 0.999]", Honoured, "decay of the two moments";
     "optimizer.params.bias_correction", Bool, "true", Honoured, "divides the moments by 1 - beta^step";
     "optimizer.params.eps", NOT_NEGATIVE, "1e-8", Honoured, "added to the root of the second moment";
     "optimizer.params.foreach", OneOf(&[Bool, Null]), "null", NoEffect, "which PyTorch kernel";
-    "optimizer.params.fp32_optimizer_states", Bool, "true", NOT_YET, "false: moments in bf16";
+    "optimizer.params.fp32_optimizer_states", Bool, "true", Honoured, "false: optimizer.moments is bf16 unless it is given";
     "optimizer.params.fused", OneOf(&[Bool, Null]), "null", NoEffect, "which PyTorch kernel";
     "optimizer.params.lr", NOT_NEGATIVE, "0.001", Honoured, "learning rate";
     "optimizer.params.torch_adam", Bool, "false", NoEffect, "PyTorch's own, where the default decay of AdamW is 0.01";
@@ -94,7 +97,7 @@ static ADAM: &[Key] = keys! {
 };
 
 static SGD: &[Key] = keys! {
-    "optimizer.params.dampening", BELOW_ONE, "0.0", NOT_YET, "share of the gradient kept out of the momentum";
+    "optimizer.params.dampening", BELOW_ONE, "0.0", Honoured, "share of the gradient kept out of the momentum";
     "optimizer.params.foreach", OneOf(&[Bool, Null]), "null", NoEffect, "which PyTorch kernel";
     "optimizer.params.fused", OneOf(&[Bool, Null]), "null", NoEffect, "which PyTorch kernel";
     "optimizer.params.lr", NOT_NEGATIVE, "0.001", Honoured, "learning rate";
@@ -102,6 +105,120 @@ static SGD: &[Key] = keys! {
     "optimizer.params.momentum", NOT_NEGATIVE, "0.0", Honoured, "share of the last update that is kept";
     "optimizer.params.nesterov", Bool, "false", Honoured, "looks ahead along the momentum";
     "optimizer.params.weight_decay", NOT_NEGATIVE, "0.0", Honoured, "L2 in the gradient, outside optimizer.no_decay";
+};
+
+static ADAGRAD: &[Key] = keys! {
+    "optimizer.params.eps", NOT_NEGATIVE, "1e-10", Honoured, "added to the root of the sum of squares";
+    "optimizer.params.foreach", OneOf(&[Bool, Null]), "null", NoEffect, "which PyTorch kernel";
+    "optimizer.params.initial_accumulator_value", NOT_NEGATIVE, "0.0", Honoured, "first value of the sum of squares";
+    "optimizer.params.lr", NOT_NEGATIVE, "0.01", Honoured, "learning rate";
+    "optimizer.params.lr_decay", NOT_NEGATIVE, "0.0", Honoured, "the rate is divided by 1 + (step - 1) lr_decay";
+    "optimizer.params.maximize", Bool, "false", NOT_YET, "climbs";
+    "optimizer.params.weight_decay", NOT_NEGATIVE, "0.0", Honoured, "L2 in the gradient, outside optimizer.no_decay";
+};
+
+static RMSPROP: &[Key] = keys! {
+    "optimizer.params.alpha", BELOW_ONE, "0.99", Honoured, "decay of the mean square";
+    "optimizer.params.centered", Bool, "false", Honoured, "divides by the root of the variance";
+    "optimizer.params.eps", NOT_NEGATIVE, "1e-8", Honoured, "added to the root of the mean square";
+    "optimizer.params.foreach", OneOf(&[Bool, Null]), "null", NoEffect, "which PyTorch kernel";
+    "optimizer.params.lr", NOT_NEGATIVE, "0.01", Honoured, "learning rate";
+    "optimizer.params.maximize", Bool, "false", NOT_YET, "climbs";
+    "optimizer.params.momentum", NOT_NEGATIVE, "0.0", Honoured, "share of the last update that is kept";
+    "optimizer.params.weight_decay", NOT_NEGATIVE, "0.0", Honoured, "L2 in the gradient, outside optimizer.no_decay";
+};
+
+static ADADELTA: &[Key] = keys! {
+    "optimizer.params.eps", NOT_NEGATIVE, "1e-6", Honoured, "added to both mean squares";
+    "optimizer.params.foreach", OneOf(&[Bool, Null]), "null", NoEffect, "which PyTorch kernel";
+    "optimizer.params.lr", NOT_NEGATIVE, "1.0", Honoured, "learning rate";
+    "optimizer.params.maximize", Bool, "false", NOT_YET, "climbs";
+    "optimizer.params.rho", BELOW_ONE, "0.9", Honoured, "decay of the two mean squares";
+    "optimizer.params.weight_decay", NOT_NEGATIVE, "0.0", Honoured, "L2 in the gradient, outside optimizer.no_decay";
+};
+
+static ADAMAX: &[Key] = keys! {
+    "optimizer.params.betas", Pair(&BELOW_ONE), "[0.9, 0.999]", Honoured, "decay of the first moment and of the largest gradient";
+    "optimizer.params.eps", NOT_NEGATIVE, "1e-8", Honoured, "added to the size of each gradient";
+    "optimizer.params.foreach", OneOf(&[Bool, Null]), "null", NoEffect, "which PyTorch kernel";
+    "optimizer.params.lr", NOT_NEGATIVE, "0.002", Honoured, "learning rate";
+    "optimizer.params.maximize", Bool, "false", NOT_YET, "climbs";
+    "optimizer.params.weight_decay", NOT_NEGATIVE, "0.0", Honoured, "L2 in the gradient, outside optimizer.no_decay";
+};
+
+static NADAM: &[Key] = keys! {
+    "optimizer.params.betas", Pair(&BELOW_ONE), "[0.9, 0.999]", Honoured, "decay of the two moments";
+    "optimizer.params.decoupled_weight_decay", Bool, "false", Honoured, "decay apart from the gradient";
+    "optimizer.params.eps", NOT_NEGATIVE, "1e-8", Honoured, "added to the root of the second moment";
+    "optimizer.params.foreach", OneOf(&[Bool, Null]), "null", NoEffect, "which PyTorch kernel";
+    "optimizer.params.lr", NOT_NEGATIVE, "0.002", Honoured, "learning rate";
+    "optimizer.params.maximize", Bool, "false", NOT_YET, "climbs";
+    "optimizer.params.momentum_decay", NOT_NEGATIVE, "0.004", Honoured, "how fast the momentum rises to beta1";
+    "optimizer.params.weight_decay", NOT_NEGATIVE, "0.0", Honoured, "L2 in the gradient, outside optimizer.no_decay";
+};
+
+static RADAM: &[Key] = keys! {
+    "optimizer.params.betas", Pair(&BELOW_ONE), "[0.9, 0.999]", Honoured, "decay of the two moments";
+    "optimizer.params.decoupled_weight_decay", Bool, "false", Honoured, "decay apart from the gradient";
+    "optimizer.params.eps", NOT_NEGATIVE, "1e-8", Honoured, "added to the root of the second moment";
+    "optimizer.params.foreach", OneOf(&[Bool, Null]), "null", NoEffect, "which PyTorch kernel";
+    "optimizer.params.lr", NOT_NEGATIVE, "0.001", Honoured, "learning rate";
+    "optimizer.params.maximize", Bool, "false", NOT_YET, "climbs";
+    "optimizer.params.weight_decay", NOT_NEGATIVE, "0.0", Honoured, "L2 in the gradient, outside optimizer.no_decay";
+};
+
+static LION: &[Key] = keys! {
+    "optimizer.params.betas", Pair(&BELOW_ONE), "[0.9, 0.999]", Honoured, "share of the momentum in the step, and what is kept of it";
+    "optimizer.params.lr", NOT_NEGATIVE, "0.001", Honoured, "learning rate";
+    "optimizer.params.weight_decay", NOT_NEGATIVE, "0.0", Honoured, "decay of every trained weight outside optimizer.no_decay";
+};
+
+static LAMB: &[Key] = keys! {
+    "optimizer.params.betas", Pair(&BELOW_ONE), "[0.9, 0.999]", Honoured, "decay of the two moments";
+    "optimizer.params.bias_correction", Bool, "true", Honoured, "divides the moments by 1 - beta^step";
+    "optimizer.params.eps", NOT_NEGATIVE, "1e-8", Honoured, "added to the root of the second moment";
+    "optimizer.params.lr", NOT_NEGATIVE, "0.001", Honoured, "learning rate";
+    "optimizer.params.max_coeff", NOT_NEGATIVE, "10.0", Honoured, "highest ratio of the norms of weight and update";
+    "optimizer.params.min_coeff", NOT_NEGATIVE, "0.01", Honoured, "lowest ratio";
+    "optimizer.params.weight_decay", NOT_NEGATIVE, "0.0", Honoured, "part of the update, outside optimizer.no_decay";
+};
+
+static MUON: &[Key] = keys! {
+    "optimizer.params.adam_lr", RATE_OR_OPTIMIZERS, "null", Honoured, "rate of AdamW for embeddings, head, norms and biases; null: lr";
+    "optimizer.params.adjust_lr_fn", Names(&["original", "match_rms_adamw"]), "\"original\"", Honoured, "rate times sqrt(max(1, rows / columns)), or 0.2 sqrt(max(rows, columns))";
+    "optimizer.params.betas", Pair(&BELOW_ONE), "[0.9, 0.95]", Honoured, "decay of the two moments of AdamW";
+    "optimizer.params.eps", NOT_NEGATIVE, "1e-10", Honoured, "added to the root of the second moment of AdamW";
+    "optimizer.params.lr", NOT_NEGATIVE, "0.001", Honoured, "learning rate";
+    "optimizer.params.momentum", BELOW_ONE, "0.95", Honoured, "share of the momentum that is kept";
+    "optimizer.params.muon_lr", RATE_OR_OPTIMIZERS, "null", Honoured, "rate of hidden matrices; null: lr";
+    "optimizer.params.nesterov", Bool, "true", Honoured, "looks ahead along the momentum";
+    "optimizer.params.ns_method", Names(&["gram", "standard"]), "\"gram\"", NoEffect, "the order of the products, not their result";
+    "optimizer.params.ns_steps", Int { min: 1, max: 100 }, "5", Honoured, "Newton-Schulz steps";
+    "optimizer.params.weight_decay", NOT_NEGATIVE, "0.0", Honoured, "decay of every trained weight outside optimizer.no_decay";
+};
+
+static ADAFACTOR: &[Key] = keys! {
+    "optimizer.params.beta2_decay", Number(Unbounded, Included(0.0)), "-0.8", Honoured, "new squares enter with the share step^beta2_decay";
+    "optimizer.params.d", Number(Included(1.0), Unbounded), "1.0", Honoured, "largest root mean square of the update";
+    "optimizer.params.eps", Pair(&RATE_OR_OPTIMIZERS), "[null, 0.001]", Honoured, "floor of the root of the second moment (null: the last digit of 1), and of the weights' root mean square";
+    "optimizer.params.foreach", OneOf(&[Bool, Null]), "null", NoEffect, "which PyTorch kernel";
+    "optimizer.params.lr", NOT_NEGATIVE, "0.01", Honoured, "learning rate";
+    "optimizer.params.maximize", Bool, "false", NOT_YET, "climbs";
+    "optimizer.params.weight_decay", NOT_NEGATIVE, "0.0", Honoured, "decay of every trained weight outside optimizer.no_decay";
+};
+
+static SCHEDULE_FREE: &[Key] = keys! {
+    "optimizer.params.betas", Pair(&BELOW_ONE), "[0.9, 0.999]", Honoured, "place of the weights between steps and average; decay of the second moment";
+    "optimizer.params.eps", NOT_NEGATIVE, "1e-8", Honoured, "added to the root of the second moment";
+    "optimizer.params.foreach", OneOf(&[Bool, Null]), "null", NoEffect, "which PyTorch kernel";
+    "optimizer.params.lr", NOT_NEGATIVE, "0.0025", Honoured, "learning rate";
+    "optimizer.params.warmup_steps", COUNT, "0", Honoured, "steps over which the rate rises";
+    "optimizer.params.weight_decay", NOT_NEGATIVE, "0.0", Honoured, "decay of every trained weight outside optimizer.no_decay";
+};
+
+static CUSTOM: &[Key] = keys! {
+    "optimizer.params.lr", NOT_NEGATIVE, "0.001", Honoured, "learning rate";
+    "optimizer.params.weight_decay", NOT_NEGATIVE, "0.0", Honoured, "what the program's own rule does with it, outside optimizer.no_decay";
 };
 
 static WARMUP: &[Key] = keys! {

@@ -1,0 +1,349 @@
+//! Which weight follows which update rule, with which rate and decay.
+//!
+//! # Order of events, for each weight
+//! 1. The first item of `optimizer.groups` whose globs match its name takes it; frozen ones end here.
+//! 2. The group's keys are written over `optimizer.params`.
+//! 3. `optimizer.no_decay` takes its decay away.
+//! 4. Under Muon, what is no hidden matrix follows AdamW.
+//!
+//! # Invariants
+//! - The schedule is that of `optimizer.params.lr`; a group with another rate follows it in proportion.
+//! - Nothing here depends on values or ranks: the same model and run file give the same groups.
+
+use crate::config::{ConfigError, GroupConfig, OptimizerConfig, OptimizerRule, RatedRule, RunConfig};
+use models::param::{POSITIONS, VOCAB};
+use models::{Model, ParamSpec};
+use ops::ParamId;
+use optim::{AVERAGE, Moments, Optimizer};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Weights that are updated alike.
+pub struct ParamGroup {
+    /// The update rule.
+    pub rule: Arc<dyn Optimizer>,
+    /// What the scheduled rate is multiplied by.
+    pub lr_ratio: f64,
+    /// 0 where nothing decays.
+    pub weight_decay: f64,
+}
+
+/// The groups of a model's weights.
+pub struct ParamGroups {
+    groups: Vec<ParamGroup>,
+    /// By parameter: its group; none where it is frozen or a computed table.
+    assigned: Vec<Option<usize>>,
+    /// The format of moments.
+    pub moments: Moments,
+    name: &'static str,
+}
+
+impl ParamGroups {
+    /// The groups of a run file. `own`: the rule of the program, for the type `custom`.
+    ///
+    /// # Errors
+    /// There is no optimizer, a glob matches no weight, no weight is left to train, or settings contradict each other.
+    pub fn resolve(config: &RunConfig, model: &Model, own: Option<Arc<dyn Optimizer>>) -> Result<Self, ConfigError> {
+        let optimizer = config.optimizer.as_ref().ok_or_else(|| {
+            config.error("optimizer is missing; training needs one, such as \"optimizer\": { \"type\": \"AdamW\" }")
+        })?;
+        check_own(config, &optimizer.rule, own.is_some())?;
+        check_globs(config, optimizer, model)?;
+        let main = optimizer.rule.rated(true).rule.or_else(|| own.clone()).expect("check_own found one");
+        check_averages(config, main.as_ref())?;
+        check_moments(config, optimizer, main.as_ref())?;
+        let resolve = Resolve { config, optimizer, own, rules: rules(config, optimizer)? };
+        let (mut groups, mut places, mut assigned) = (Vec::new(), HashMap::new(), Vec::new());
+        for spec in &model.params {
+            let key = resolve.key(spec);
+            let place = match key.map(|key| (key, places.get(&key).copied())) {
+                None => None,
+                Some((_, Some(place))) => Some(place),
+                Some((key, None)) => {
+                    groups.push(resolve.group(key)?);
+                    places.insert(key, groups.len() - 1);
+                    Some(groups.len() - 1)
+                }
+            };
+            assigned.push(place);
+        }
+        if groups.is_empty() {
+            return Err(config.error("optimizer.groups freezes every weight; at least one must be trained"));
+        }
+        Ok(Self { groups, assigned, moments: optimizer.moments, name: main.name() })
+    }
+
+    /// The group of a parameter; none where it is not trained.
+    pub fn of(&self, id: ParamId) -> Option<&ParamGroup> {
+        self.assigned[id.index()].map(|place| &self.groups[place])
+    }
+
+    /// The name of the rule, by which checkpoints are told apart.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+}
+
+/// What tells one group from another: the item of `optimizer.groups`, whether it decays, whether it is a hidden matrix.
+type GroupKey = (Option<usize>, bool, bool);
+
+struct Resolve<'a> {
+    config: &'a RunConfig,
+    optimizer: &'a OptimizerConfig,
+    own: Option<Arc<dyn Optimizer>>,
+    /// Of each item of `optimizer.groups`.
+    rules: Vec<OptimizerRule>,
+}
+
+impl Resolve<'_> {
+    fn key(&self, spec: &ParamSpec) -> Option<GroupKey> {
+        let matches = |group: &GroupConfig| group.globs.iter().any(|glob| glob_matches(glob, &spec.name));
+        let item = self.optimizer.groups.iter().position(matches);
+        let is_frozen = item.is_some_and(|item| self.optimizer.groups[item].frozen);
+        let decays = !self.optimizer.no_decay.iter().any(|glob| glob_matches(glob, &spec.name));
+        (!is_frozen && !spec.is_table()).then(|| (item, decays, is_hidden_matrix(spec)))
+    }
+
+    fn group(&self, (item, decays, is_hidden_matrix): GroupKey) -> Result<ParamGroup, ConfigError> {
+        let rule = item.map_or(&self.optimizer.rule, |item| &self.rules[item]);
+        let (base, RatedRule { lr, weight_decay, rule }) = (self.optimizer.rule.lr(), rule.rated(is_hidden_matrix));
+        if base == 0.0 && lr != 0.0 {
+            return Err(self.config.error(format!(
+                "optimizer.params.lr is 0 and some weights have the rate {lr}; rates of groups follow the schedule of \
+                 optimizer.params.lr in proportion, so it must be above 0"
+            )));
+        }
+        let lr_ratio = if lr == base { 1.0 } else { lr / base };
+        let rule = rule.or_else(|| self.own.clone()).expect("check_own found one");
+        Ok(ParamGroup { rule, lr_ratio, weight_decay: if decays { weight_decay } else { 0.0 } })
+    }
+}
+
+/// The rule of each item of `optimizer.groups`.
+fn rules(config: &RunConfig, optimizer: &OptimizerConfig) -> Result<Vec<OptimizerRule>, ConfigError> {
+    let rule = |(i, group): (usize, &GroupConfig)| {
+        let rule = optimizer.rule.with(&group.overrides);
+        rule.map_err(|e| config.error(format!("optimizer.groups[{i}]: {e}")))
+    };
+    optimizer.groups.iter().enumerate().map(rule).collect()
+}
+
+/// A matrix between hidden layers: what Muon is for. Its authors and DeepSpeed leave out embeddings and head by name; here
+/// the axes of a weight say it as well, whatever its name.
+fn is_hidden_matrix(spec: &ParamSpec) -> bool {
+    let is_table = spec.dims.iter().flat_map(|dim| &dim.parts).any(|(axis, _)| [VOCAB, POSITIONS].contains(axis));
+    spec.dims.len() == 2 && !is_table && !spec.name.contains("embed") && !spec.name.contains("lm_head")
+}
+
+fn check_own(config: &RunConfig, rule: &OptimizerRule, is_given: bool) -> Result<(), ConfigError> {
+    match (matches!(rule, OptimizerRule::Custom(_)), is_given) {
+        (true, false) => Err(config
+            .error("optimizer.type is \"custom\"; its rule must come from a program, through Engine::with_optimizer")),
+        (false, true) => Err(config.error(
+            "optimizer.type is not \"custom\" and the program gives a rule of its own; write { \"type\": \"custom\" }",
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn check_globs(config: &RunConfig, optimizer: &OptimizerConfig, model: &Model) -> Result<(), ConfigError> {
+    let groups = optimizer.groups.iter().enumerate();
+    let groups = groups.map(|(i, group)| (format!("optimizer.groups[{i}].match"), &group.globs));
+    for (path, globs) in std::iter::once(("optimizer.no_decay".to_owned(), &optimizer.no_decay)).chain(groups) {
+        for glob in globs {
+            let mut names = model.params.iter().filter(|spec| !spec.is_table()).map(|spec| &spec.name);
+            if !names.any(|name| glob_matches(glob, name)) {
+                let rule = "it must match the name of at least one weight, such as \"*bias\"";
+                return Err(config.error(format!("{path} has {glob:?}, which matches no weight; {rule}")));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A rule that averages weights itself goes with neither another average nor a schedule.
+fn check_averages(config: &RunConfig, main: &dyn Optimizer) -> Result<(), ConfigError> {
+    let (name, averages) = (main.name(), main.states([1].into()).iter().any(|state| state.name == AVERAGE));
+    if let Some(decay) = config.run.ema_decay.filter(|_| averages) {
+        let message = format!("run.ema_decay is {decay}, but {name} averages the weights itself; remove run.ema_decay");
+        return Err(config.error(message));
+    }
+    if averages && config.scheduler.is_some() {
+        return Err(config.error(format!(
+            "scheduler is given, but {name} takes the place of a schedule; remove scheduler and warm up by \
+             optimizer.params.warmup_steps"
+        )));
+    }
+    Ok(())
+}
+
+fn check_moments(config: &RunConfig, optimizer: &OptimizerConfig, main: &dyn Optimizer) -> Result<(), ConfigError> {
+    let has_moments = main.states([1].into()).iter().any(|state| state.is_moment);
+    if optimizer.moments == Moments::F32 || has_moments {
+        return Ok(());
+    }
+    let moments = serde_json::json!(optimizer.moments);
+    let message =
+        format!("optimizer.moments is {moments}, but {} keeps none by element; it must be \"f32\"", main.name());
+    Err(config.error(message))
+}
+
+/// Whether `name` matches a glob of `*` (any run of characters) and `?` (one).
+pub fn glob_matches(pattern: &str, name: &str) -> bool {
+    match pattern.chars().next() {
+        None => name.is_empty(),
+        Some('*') => {
+            let rest = &pattern[1..];
+            name.char_indices().map(|(at, _)| at).chain([name.len()]).any(|at| glob_matches(rest, &name[at..]))
+        }
+        Some(first) => {
+            let mut characters = name.chars();
+            let matches = characters.next().is_some_and(|c| first == '?' || first == c);
+            matches && glob_matches(&pattern[first.len_utf8()..], characters.as_str())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model_source::ModelOrigin;
+    use serde_json::{Value, json};
+
+    fn groups(optimizer: Value, more: Value) -> Result<(Model, ParamGroups), ConfigError> {
+        let mut file = json!({
+            "model": { "config": { "model_type": "gpt2", "vocab_size": 16, "n_positions": 8, "n_embd": 8, "n_layer": 2,
+                                   "n_head": 2 } },
+            "train_batch_size": 1,
+            "optimizer": optimizer,
+        });
+        for (key, value) in more.as_object().expect("an object") {
+            file[key] = value.clone();
+        }
+        let config = RunConfig::from_value(file, "r.json")?;
+        let source = config.model.as_ref().and_then(|model| model.source()).expect("a model");
+        let model = ModelOrigin::open(&config, source).and_then(|mut origin| origin.build(None, 8)).expect("a model");
+        ParamGroups::resolve(&config, &model, None).map(|groups| (model, groups))
+    }
+
+    /// Rule, ratio of the rate and decay of the weight with this name.
+    fn of(name: &str, (model, groups): &(Model, ParamGroups)) -> Option<(&'static str, f64, f64)> {
+        let (id, _) = model.iter().find(|(_, spec)| spec.name.ends_with(name)).expect("a weight of this name");
+        groups.of(id).map(|group| (group.rule.name(), group.lr_ratio, group.weight_decay))
+    }
+
+    fn refusal(optimizer: Value, more: Value) -> String {
+        groups(optimizer, more).err().expect("a refusal").to_string()
+    }
+
+    #[test]
+    fn globs_over_weight_names_match_runs_and_single_characters() {
+        for (pattern, name, want) in [
+            ("*norm*", "model.layers.0.input_layernorm.weight", true),
+            ("*bias", "transformer.h.0.attn.c_attn.bias", true),
+            ("*bias", "transformer.h.0.attn.bias_like", false),
+            ("h.?.ln", "h.3.ln", true),
+            ("h.?.ln", "h.13.ln", false),
+            ("*", "", true),
+        ] {
+            assert_eq!(glob_matches(pattern, name), want, "{pattern} {name}");
+        }
+    }
+
+    #[test]
+    fn a_weight_belongs_to_the_first_group_that_matches_it_and_keeps_what_the_group_does_not_say() {
+        let optimizer = json!({
+            "type": "AdamW", "params": { "lr": 0.01, "weight_decay": 0.1 }, "no_decay": ["*bias"],
+            "groups": [
+                { "match": ["*wte*", "*wpe*"], "frozen": true },
+                { "match": ["*h.0.*"], "lr": 0.001 },
+                { "match": ["*h.*attn*"], "weight_decay": 0.5, "betas": [0.8, 0.9] },
+            ],
+        });
+        let groups = groups(optimizer, json!({})).unwrap();
+        assert_eq!(of("wte.weight", &groups), None);
+        assert_eq!(of("h.0.attn.c_attn.weight", &groups), Some(("AdamW", 0.1, 0.1)));
+        assert_eq!(of("h.0.attn.c_attn.bias", &groups), Some(("AdamW", 0.1, 0.0)));
+        assert_eq!(of("h.1.attn.c_attn.weight", &groups), Some(("AdamW", 1.0, 0.5)));
+        assert_eq!(of("h.1.mlp.c_fc.weight", &groups), Some(("AdamW", 1.0, 0.1)));
+    }
+
+    #[test]
+    fn muon_takes_hidden_matrices_and_its_adamw_the_rest_each_with_its_rate() {
+        let params = json!({ "lr": 0.01, "muon_lr": 0.02, "weight_decay": 0.1 });
+        let groups = groups(json!({ "type": "muon", "params": params }), json!({})).unwrap();
+        assert_eq!(groups.1.name(), "Muon");
+        for (name, want) in [
+            ("h.0.attn.c_attn.weight", ("Muon", 2.0, 0.1)),
+            ("h.1.mlp.c_proj.weight", ("Muon", 2.0, 0.1)),
+            ("h.1.mlp.c_proj.bias", ("AdamW", 1.0, 0.1)),
+            ("wte.weight", ("AdamW", 1.0, 0.1)),
+            ("wpe.weight", ("AdamW", 1.0, 0.1)),
+            ("ln_f.weight", ("AdamW", 1.0, 0.1)),
+        ] {
+            assert_eq!(of(name, &groups), Some(want), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_refused_by_name() {
+        let group = |group: Value| json!({ "type": "AdamW", "groups": [group] });
+        for (optimizer, more, want) in [
+            (
+                group(json!({ "match": ["*bias", "*nothing*"] })),
+                json!({}),
+                "optimizer.groups[0].match has \"*nothing*\", which matches no weight; it must match the name of at least one \
+              weight, such as \"*bias\"",
+            ),
+            (
+                group(json!({ "frozen": true })),
+                json!({}),
+                "optimizer.groups[0].match is missing; it must be a list of globs of weight names, such as [\"*bias\"]",
+            ),
+            (
+                group(json!({ "match": ["*"], "frozen": true })),
+                json!({}),
+                "optimizer.groups freezes every weight; at least one must be trained",
+            ),
+            (
+                group(json!({ "match": ["*"], "weight_deca": 0.9 })),
+                json!({}),
+                "optimizer.groups[0].weight_deca is not a known key; the nearest one is optimizer.params.weight_decay",
+            ),
+            (
+                group(json!({ "match": ["*"], "lr": -1 })),
+                json!({}),
+                "optimizer.groups[0].lr is -1; it must be a number of at least 0",
+            ),
+            (
+                json!({ "type": "AdamW", "params": { "lr": 0 }, "groups": [{ "match": ["*bias"], "lr": 1.0 }] }),
+                json!({}),
+                "optimizer.params.lr is 0 and some weights have the rate 1; rates of groups follow the schedule of \
+              optimizer.params.lr in proportion, so it must be above 0",
+            ),
+            (
+                json!({ "type": "SGD", "moments": "int8" }),
+                json!({}),
+                "optimizer.moments is \"int8\", but SGD keeps none by element; it must be \"f32\"",
+            ),
+            (
+                json!({ "type": "custom" }),
+                json!({}),
+                "optimizer.type is \"custom\"; its rule must come from a program, through Engine::with_optimizer",
+            ),
+            (
+                json!({ "type": "AdamWScheduleFree" }),
+                json!({ "run": { "ema_decay": 0.9 } }),
+                "run.ema_decay is 0.9, but AdamWScheduleFree averages the weights itself; remove run.ema_decay",
+            ),
+            (
+                json!({ "type": "AdamWScheduleFree" }),
+                json!({ "scheduler": { "type": "constant" } }),
+                "scheduler is given, but AdamWScheduleFree takes the place of a schedule; remove scheduler and warm up by \
+              optimizer.params.warmup_steps",
+            ),
+        ] {
+            assert_eq!(refusal(optimizer, more), format!("r.json: {want}"));
+        }
+    }
+}
