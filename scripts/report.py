@@ -34,8 +34,7 @@ def described(state: dict[str, Any], runs: list[dict]) -> list[str]:
     return [
         f"{state['processor']}, {state['cores']} cores, {state['memory_bytes'] / 2**30:.0f} GiB; instruction sets "
         f"{', '.join(state['instruction_sets'])}; measured peaks of a core {peaks['f32']:.0f} GFLOP/s in f32, "
-        f"{peaks['bf16']:.0f} in bf16; reading memory on {state['threads']} threads "
-        f"{state['read_bytes_per_second'] / 1e9:.1f} GB/s. Load before the first run {state['load_before']:.2f}.",
+        f"{peaks['bf16']:.0f} in bf16. Load before the first run {state['load_before']:.2f}.",
         f"Commit {state['commit']}{''.join(', PyTorch ' + version for version in sorted(torch))}; {state['threads']} "
         f"threads, {state['steps']} steps, {state['statistic']} of {state['rounds']} rounds in turn.",
     ]
