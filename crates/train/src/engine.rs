@@ -212,6 +212,7 @@ impl Engine {
             nominal_targets: self.plan.nominal_targets(),
             recompute: self.config.run.recompute,
             lr: self.lr(),
+            betas: self.plan.schedule.betas(self.counters.applied_steps),
             gradient_clipping: self.config.gradient_clipping,
             check_overflow: self.config.bf16.check_grad_overflow,
         }

@@ -102,6 +102,9 @@ impl Run {
         }
         let mut engine = Engine::with_weights(model, config, &weights)?;
         engine.resolve_steps(data.loader.epoch_samples())?;
+        for notice in engine.plan.notices(&engine.config) {
+            observer.on(Event::Notice(&notice));
+        }
         let resumed_at = if resume { load_newest(&mut engine, &data, &output, observer)? } else { None };
         Ok(Self { engine, data, output, resumed_at })
     }

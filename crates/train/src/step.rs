@@ -40,6 +40,8 @@ pub struct StepContext<'a> {
     pub recompute: bool,
     /// After the schedule.
     pub lr: f64,
+    /// In place of the optimizer's own, where the schedule moves them.
+    pub betas: Option<[f64; 2]>,
     /// Largest norm of the gradient; 0: any.
     pub gradient_clipping: f64,
     /// Skip the update when a gradient is not finite.
@@ -115,7 +117,8 @@ impl StepContext<'_> {
         let skipped = self.check_overflow && !norm.is_finite();
         if !skipped {
             let grad_scale = (to_mean * clip_factor(norm, self.gradient_clipping)) as f32;
-            let at = Step { step: self.applied_step, lr: self.lr, weight_decay: 0.0, grad_scale, betas: None };
+            let (step, lr, betas) = (self.applied_step, self.lr, self.betas);
+            let at = Step { step, lr, weight_decay: 0.0, grad_scale, betas };
             self.state.update(self.queue, self.groups, self.seed, &at)?;
         }
         Ok(StepReport { loss, grad_norm: norm, num_targets, skipped, cost })

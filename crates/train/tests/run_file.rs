@@ -312,6 +312,15 @@ fn every_honoured_key_of_the_table_reaches_the_typed_configuration() {
                 file[section]["params"]["momentum"] = json!(0.5);
             }
         }
+        let needed: &[&str] = match of_type {
+            Some("OneCycle") => &["cycle_min_lr", "cycle_max_lr"],
+            Some("warmup_stable_decay") => &["num_decay_steps"],
+            Some("cosine_with_min_lr") if !key.path.contains("min_lr") => &["min_lr"],
+            _ => &[],
+        };
+        for name in needed.iter().filter(|name| !key.path.ends_with(*name)) {
+            file[section]["params"][name] = json!(1);
+        }
         let typed = serde_json::to_value(config(file)).unwrap();
         let found = typed.pointer(&format!("/{}", key.path.replace('.', "/")));
         assert_eq!(found, Some(&value), "{} of {of_type:?}", key.path);

@@ -6,7 +6,7 @@
 //! | [`keys`], `table` | every key: type, range, default, fate, meaning |
 //! | `check`, `together` | the walk over a file against the table; rules between keys |
 //! | `load` | file and command line to [`RunConfig`] |
-//! | `rules` | optimizer and schedule |
+//! | `rules`, `scheduler` | optimizer and schedule |
 //! | `resolve` | every key with its final value and its origin |
 //!
 //! # Invariants
@@ -22,16 +22,15 @@ mod load;
 mod read;
 mod resolve;
 mod rules;
+mod scheduler;
 mod table;
 mod together;
 
 pub use error::ConfigError;
 pub use load::Overrides;
 pub use resolve::{Origin, Setting};
-pub use rules::{
-    AdamParams, GroupConfig, MuonParams, NoRule, OptimizerConfig, OptimizerRule, Rated, RatedRule, SchedulerConfig,
-    WarmupCurve,
-};
+pub use rules::{AdamParams, GroupConfig, MuonParams, NoRule, OptimizerConfig, OptimizerRule, Rated, RatedRule};
+pub use scheduler::{SchedulerConfig, WarmupCurve};
 
 use data::DataConfig;
 use optim::schedule::Schedule;

@@ -15,6 +15,7 @@ pub(super) fn check(root: &Map<String, Value>) -> Result<(), Fault> {
     file.sources("data.validation")?;
     file.data()?;
     file.optimizer()?;
+    file.scheduler()?;
     file.buckets()
 }
 
@@ -91,6 +92,31 @@ impl<'a> File<'a> {
                 let message =
                     format!("{path} is missing; it must be a list of globs of weight names, such as [\"*bias\"]");
                 return fault(&path, message);
+            }
+        }
+        Ok(())
+    }
+
+    /// Settings of a schedule that have no default.
+    fn scheduler(&self) -> Result<(), Fault> {
+        let needed = match self.given("scheduler.type").and_then(Value::as_str) {
+            Some("OneCycle") => &["cycle_min_lr", "cycle_max_lr"][..],
+            Some("warmup_stable_decay") => &["num_decay_steps"],
+            Some("cosine_with_min_lr") => {
+                let (low, rate) = ("scheduler.params.min_lr", "scheduler.params.min_lr_rate");
+                return match (self.given(low), self.given(rate)) {
+                    (None, None) => fault(low, format!("{low} is missing; one of it and {rate} must be given")),
+                    (Some(a), Some(b)) => fault(rate, format!("{low} is {a} and {rate} is {b}; keep one of them")),
+                    _ => Ok(()),
+                };
+            }
+            _ => &[],
+        };
+        for name in needed {
+            let path = join("scheduler.params", name);
+            if self.given(&path).is_none() {
+                let kind = if name.ends_with("lr") { "a number" } else { "a whole number" };
+                return fault(&path, format!("{path} is missing; it must be {kind} of at least 0"));
             }
         }
         Ok(())

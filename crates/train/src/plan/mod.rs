@@ -45,6 +45,17 @@ pub fn sequence_length(config: &RunConfig, max_positions: Option<usize>) -> Resu
     }
 }
 
+/// Transformers' rule: a polynomial falls.
+fn check_schedule(config: &RunConfig, schedule: &Schedule) -> Result<(), ConfigError> {
+    match *schedule {
+        Schedule::Polynomial { lr, end_lr, .. } if config.optimizer.is_some() && end_lr >= lr => {
+            let message = format!("scheduler.params.lr_end is {end_lr}; it must be below {lr}, the optimizer's rate");
+            Err(config.error(message))
+        }
+        _ => Ok(()),
+    }
+}
+
 impl RunPlan {
     /// Resolves a run on one rank.
     ///
@@ -77,15 +88,23 @@ impl RunPlan {
                 config.error(format!("run.isa is {name:?}; it must be one of {}", Isa::NAMES.join(", ")))
             })?,
         };
+        let schedule = config.schedule(rule.map_or(0.0, OptimizerRule::lr), steps);
+        check_schedule(config, &schedule)?;
         Ok(Self {
             batch,
             sequence_length,
             steps,
             dtype: if config.bf16.enabled { DType::BF16 } else { DType::F32 },
-            schedule: config.schedule(rule.map_or(0.0, OptimizerRule::lr), steps),
+            schedule,
             threads: if config.run.threads == 0 { num_cores() } else { config.run.threads },
             isa,
         })
+    }
+
+    /// What to say once in the log about numbers that fit together and are odd.
+    pub fn notices(&self, config: &RunConfig) -> Vec<String> {
+        let scheduler = config.scheduler.as_ref();
+        scheduler.map_or(Vec::new(), |scheduler| scheduler.notices(config.optimizer.as_ref(), self.steps))
     }
 
     /// The compute format as a user writes it: `f32` or `bf16`.
