@@ -307,6 +307,19 @@ fn forward(engine: &Engine) -> Forward<'_> {
     }
 }
 
+/// What is said when an update was skipped; in fp16 with the scale of this step and of the next one.
+fn skip_notice(step: u64, scale: Option<f64>, next: Option<f64>) -> String {
+    match (scale, next) {
+        (Some(scale), Some(next)) if next < scale => format!(
+            "step {step}: a gradient overflowed at loss scale {scale}; the update was skipped and the scale is now {next}"
+        ),
+        (Some(scale), _) => {
+            format!("step {step}: a gradient overflowed at loss scale {scale}, which stays; the update was skipped")
+        }
+        _ => format!("step {step}: a gradient is not finite; the update was skipped"),
+    }
+}
+
 /// Whether a line of metrics is the evaluation after `step`.
 fn is_evaluation(line: &Value, step: u64) -> bool {
     line["step"] == step && line.get("eval_loss").is_some()
@@ -407,12 +420,16 @@ impl<'a> Loop<'a> {
             tokens_per_second: report.num_targets as f64 / step_seconds,
             step_seconds,
             peak_memory_bytes: peak_resident_bytes(),
+            loss_scale: report.loss_scale,
             skipped: report.skipped,
         };
-        self.metrics.append(&json!(metrics))?;
+        let mut line = json!(metrics);
+        if report.loss_scale.is_some() {
+            line["skipped"] = report.skipped.into();
+        }
+        self.metrics.append(&line)?;
         if report.skipped {
-            let notice = format!("step {}: a gradient is not finite; the update was skipped", metrics.step);
-            observer.on(Event::Notice(&notice));
+            observer.on(Event::Notice(&skip_notice(metrics.step, report.loss_scale, engine.loss_scale())));
         }
         observer.on(Event::Step(&metrics));
         Ok(())
@@ -471,6 +488,7 @@ impl<'a> Loop<'a> {
             config: engine.plan.resolved(&engine.config),
             model: model_json(engine),
             optimizer: engine.groups.name().to_owned(),
+            loss_scale: engine.scaler.map(|scaler| scaler.state()),
         };
         let tensors: Vec<StateTensor<'_>> = engine.state.tensors(&engine.model);
         let specs: Vec<TensorSpec> = (tensors.iter())

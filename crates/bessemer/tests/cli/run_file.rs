@@ -161,9 +161,13 @@ fn an_unknown_key_at_any_depth_is_refused_with_the_nearest_known_one() {
 fn what_is_not_supported_yet_is_refused_by_name() {
     let place = Place::new();
     for (path, value, named) in [
-        ("fp16", json!({"enabled": true}), "fp16.enabled is true"),
+        (
+            "fp16",
+            json!({"enabled": true, "fp16_master_weights_and_grads": true}),
+            "fp16.fp16_master_weights_and_grads is true",
+        ),
         ("optimizer.type", json!("OneBitAdam"), "optimizer.type is \"OneBitAdam\""),
-        ("scheduler", json!({"type": "OneCycle", "params": {}}), "scheduler.type is \"OneCycle\""),
+        ("scheduler", json!({"type": "StepLR", "params": {}}), "scheduler.type is \"StepLR\""),
         (
             "zero_optimization",
             json!({"stage": 3, "zero_quantized_weights": true}),

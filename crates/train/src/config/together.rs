@@ -3,6 +3,7 @@
 use super::check::{Fault, shown};
 use super::keys::join;
 use super::resolve;
+use crate::loss_scale::MAX_SCALE;
 use serde_json::{Map, Value};
 
 /// Checks a file whose keys are right each by itself.
@@ -14,6 +15,7 @@ pub(super) fn check(root: &Map<String, Value>) -> Result<(), Fault> {
     file.sources("data.train")?;
     file.sources("data.validation")?;
     file.data()?;
+    file.precision()?;
     file.optimizer()?;
     file.scheduler()?;
     file.buckets()
@@ -67,6 +69,40 @@ impl<'a> File<'a> {
         {
             let message = "data.validation.split is missing; write { \"split\": 0.1 }, a path or a list of sources";
             return fault("data.validation", message.into());
+        }
+        Ok(())
+    }
+
+    /// DeepSpeed's rules: one precision, which `param_dtype` repeats at most, and a dynamic scale that can move.
+    fn precision(&self) -> Result<(), Fault> {
+        let is_on = |path: &str| self.given(path) == Some(&Value::Bool(true));
+        let (fp16, bf16) = (is_on("fp16.enabled"), is_on("bf16.enabled"));
+        if fp16 && bf16 {
+            let message = "fp16.enabled and bf16.enabled are both true; set one of them to false";
+            return fault("bf16.enabled", message.into());
+        }
+        let path = "data_types.param_dtype";
+        let names: &[&str] = match (fp16, bf16) {
+            (true, _) => &["fp16", "float16", "half"],
+            (_, true) => &["bf16", "bfloat16"],
+            _ => &["fp32", "float32", "float"],
+        };
+        if let Some(dtype) = self.given(path).filter(|dtype| !names.iter().any(|name| *dtype == name)) {
+            return Err(Fault::value(path, dtype, format!("{:?}, which the precision sections say", names[0])));
+        }
+        if !fp16 {
+            return Ok(());
+        }
+        let number = |path: &str| self.given(path).and_then(Value::as_f64);
+        let scale = number("fp16.loss_scale").unwrap_or(0.0);
+        if scale > MAX_SCALE {
+            return fault("fp16.loss_scale", format!("fp16.loss_scale is {scale:e}; it must be at most 2^126"));
+        }
+        for path in ["fp16.loss_scale_window", "fp16.hysteresis", "fp16.min_loss_scale"] {
+            if scale == 0.0 && number(path) == Some(0.0) {
+                let message = format!("{path} is 0; it must be above 0 where fp16.loss_scale is 0, which is dynamic");
+                return fault(path, message);
+            }
         }
         Ok(())
     }

@@ -94,7 +94,11 @@ impl RunPlan {
             batch,
             sequence_length,
             steps,
-            dtype: if config.bf16.enabled { DType::BF16 } else { DType::F32 },
+            dtype: match (config.fp16.enabled, config.bf16.enabled) {
+                (true, _) => DType::F16,
+                (_, true) => DType::BF16,
+                _ => DType::F32,
+            },
             schedule,
             threads: if config.run.threads == 0 { num_cores() } else { config.run.threads },
             isa,
@@ -107,9 +111,13 @@ impl RunPlan {
         scheduler.map_or(Vec::new(), |scheduler| scheduler.notices(config.optimizer.as_ref(), self.steps))
     }
 
-    /// The compute format as a user writes it: `f32` or `bf16`.
+    /// The compute format as a user writes it: `f32`, `bf16` or `fp16`.
     pub fn precision(&self) -> &'static str {
-        if self.dtype == DType::BF16 { "bf16" } else { "f32" }
+        match self.dtype {
+            DType::F16 => "fp16",
+            DType::BF16 => "bf16",
+            _ => "f32",
+        }
     }
 
     /// Targets of a step whose rows are all full.
