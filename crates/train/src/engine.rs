@@ -5,6 +5,7 @@
 
 use crate::checkpoint::{Checkpoint, Counters};
 use crate::config::RunConfig;
+use crate::curriculum::cut;
 use crate::error::{Result, TrainError};
 use crate::event::{Observer, Silent};
 use crate::loss_scale::{LossScaler, ScaleChange};
@@ -168,11 +169,19 @@ impl Engine {
         self.step()
     }
 
-    /// Forward and backward of one micro-batch; its gradients are added to those since the last [`Engine::step`].
+    /// Forward and backward of one micro-batch, its rows cut to the length of the curriculum if there is one; its gradients are added to those since the last [`Engine::step`].
     ///
     /// # Errors
     /// A row is longer than the model's positions, or the device failed.
     pub fn micro_batch(&mut self, samples: &[Sample]) -> Result<()> {
+        let shortened: Vec<Sample>;
+        let samples = match self.curriculum_length() {
+            None => samples,
+            Some(length) => {
+                shortened = samples.iter().map(|sample| cut(sample, length as usize)).collect();
+                &shortened
+            }
+        };
         for sample in samples {
             self.model.check_length(sample.input_ids.len())?;
         }
@@ -206,6 +215,11 @@ impl Engine {
     /// The rate of the next step.
     pub fn lr(&self) -> f64 {
         self.plan.schedule.lr(self.counters.applied_steps)
+    }
+
+    /// The longest row of the next step under a curriculum.
+    pub fn curriculum_length(&self) -> Option<u64> {
+        self.plan.curriculum.as_ref().map(|curriculum| curriculum.length(self.counters.step + 1))
     }
 
     /// What the loss of the next step is multiplied by; none unless the run is in fp16.

@@ -8,6 +8,7 @@
 //! | [`training_data`] | the training and validation samples of a run |
 //! | [`engine`] | a model in training: batches in, reports out |
 //! | [`step`] | one optimizer step |
+//! | [`curriculum`] | rows that grow with the steps |
 //! | [`loss_scale`] | the scale of an fp16 run's loss |
 //! | [`run`] | a whole run: loop, evaluation, checkpoints, samples, signals |
 //! | [`checkpoint`] | what is kept so that a run can go on bit for bit |
@@ -19,6 +20,7 @@
 pub mod bench;
 pub mod checkpoint;
 pub mod config;
+pub mod curriculum;
 pub mod engine;
 mod error;
 pub mod event;

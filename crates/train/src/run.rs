@@ -19,6 +19,7 @@ use crate::config::RunConfig;
 use crate::engine::Engine;
 use crate::error::{Result, TrainError};
 use crate::event::{Event, Observer, StepMetrics};
+use crate::loss_scale::skip_notice;
 use crate::metrics::MetricsFile;
 use crate::model_source::ModelOrigin;
 use crate::output::Output;
@@ -307,19 +308,6 @@ fn forward(engine: &Engine) -> Forward<'_> {
     }
 }
 
-/// What is said when an update was skipped; in fp16 with the scale of this step and of the next one.
-fn skip_notice(step: u64, scale: Option<f64>, next: Option<f64>) -> String {
-    match (scale, next) {
-        (Some(scale), Some(next)) if next < scale => format!(
-            "step {step}: a gradient overflowed at loss scale {scale}; the update was skipped and the scale is now {next}"
-        ),
-        (Some(scale), _) => {
-            format!("step {step}: a gradient overflowed at loss scale {scale}, which stays; the update was skipped")
-        }
-        _ => format!("step {step}: a gradient is not finite; the update was skipped"),
-    }
-}
-
 /// Whether a line of metrics is the evaluation after `step`.
 fn is_evaluation(line: &Value, step: u64) -> bool {
     line["step"] == step && line.get("eval_loss").is_some()
@@ -408,7 +396,7 @@ impl<'a> Loop<'a> {
         let engine = &mut *self.engine;
         let count = engine.plan.batch.train_batch_size as usize;
         let samples = self.data.loader.batch(engine.counters.samples, count);
-        let lr = engine.lr();
+        let (lr, curriculum_seqlen) = (engine.lr(), engine.curriculum_length());
         let report = engine.train_batch(&samples)?;
         let step_seconds = start.elapsed().as_secs_f64();
         let metrics = StepMetrics {
@@ -420,6 +408,7 @@ impl<'a> Loop<'a> {
             tokens_per_second: report.num_targets as f64 / step_seconds,
             step_seconds,
             peak_memory_bytes: peak_resident_bytes(),
+            curriculum_seqlen,
             loss_scale: report.loss_scale,
             skipped: report.skipped,
         };

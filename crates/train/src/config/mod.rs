@@ -32,6 +32,7 @@ pub use resolve::{Origin, Setting};
 pub use rules::{AdamParams, GroupConfig, MuonParams, NoRule, OptimizerConfig, OptimizerRule, Rated, RatedRule};
 pub use scheduler::{SchedulerConfig, WarmupCurve};
 
+use crate::curriculum::CurriculumConfig;
 use data::DataConfig;
 use optim::schedule::Schedule;
 use serde::{Deserialize, Serialize};
@@ -66,6 +67,8 @@ pub struct RunConfig {
     pub fp16: Fp16Config,
     /// Mixed precision in bf16.
     pub bf16: Bf16Config,
+    /// Rows that grow with the steps.
+    pub curriculum_learning: CurriculumConfig,
     /// What data-parallel ranks share.
     pub zero_optimization: ZeroConfig,
     #[serde(skip)]
