@@ -239,6 +239,7 @@ impl Engine {
             seed: self.config.run.seed,
             nominal_targets: self.plan.nominal_targets(),
             recompute: self.config.run.recompute,
+            pld_theta: self.config.progressive_layer_drop.theta(self.counters.step),
             loss_scale: self.loss_scale().unwrap_or(1.0),
             lr: self.lr(),
             betas: self.plan.schedule.betas(self.counters.applied_steps),

@@ -9,6 +9,7 @@
 //! | [`engine`] | a model in training: batches in, reports out |
 //! | [`step`] | one optimizer step |
 //! | [`curriculum`] | rows that grow with the steps |
+//! | [`layer_drop`] | layers left out at random |
 //! | [`loss_scale`] | the scale of an fp16 run's loss |
 //! | [`run`] | a whole run: loop, evaluation, checkpoints, samples, signals |
 //! | [`checkpoint`] | what is kept so that a run can go on bit for bit |
@@ -26,6 +27,7 @@ mod error;
 pub mod event;
 mod export;
 mod grad_norm;
+pub mod layer_drop;
 pub mod loss_scale;
 pub mod metrics;
 pub mod model_source;

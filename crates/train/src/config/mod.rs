@@ -33,6 +33,7 @@ pub use rules::{AdamParams, GroupConfig, MuonParams, NoRule, OptimizerConfig, Op
 pub use scheduler::{SchedulerConfig, WarmupCurve};
 
 use crate::curriculum::CurriculumConfig;
+use crate::layer_drop::LayerDropConfig;
 use data::DataConfig;
 use optim::schedule::Schedule;
 use serde::{Deserialize, Serialize};
@@ -69,6 +70,8 @@ pub struct RunConfig {
     pub bf16: Bf16Config,
     /// Rows that grow with the steps.
     pub curriculum_learning: CurriculumConfig,
+    /// Layers left out at random.
+    pub progressive_layer_drop: LayerDropConfig,
     /// What data-parallel ranks share.
     pub zero_optimization: ZeroConfig,
     #[serde(skip)]

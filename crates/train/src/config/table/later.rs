@@ -238,9 +238,9 @@ pub(super) static KEYS: &[Key] = keys! {
     "nebula.persistent_storage_path", Text, "null", NOT_YET, "where it stores";
     "nebula.persistent_time_interval", COUNT, "100", NOT_YET, "seconds between";
     "progressive_layer_drop", SECTION, "{}", Honoured, "layers skipped at random";
-    "progressive_layer_drop.enabled", Bool, "false", NOT_YET, "on";
-    "progressive_layer_drop.gamma", NOT_NEGATIVE, "0.001", NOT_YET, "speed of the change";
-    "progressive_layer_drop.theta", SHARE, "1.0", NOT_YET, "share kept in the end";
+    "progressive_layer_drop.enabled", Bool, "false", Honoured, "layers are left out of training at random, more of them as it goes on";
+    "progressive_layer_drop.gamma", NOT_NEGATIVE, "0.001", Honoured, "speed of the change";
+    "progressive_layer_drop.theta", SHARE, "1.0", Honoured, "how often the last layer runs in the end";
     "quantize_training", OPEN, "{}", Honoured, "quantisation while training (the older section)";
     "quantize_training.eigenvalue", SECTION, "{}", Honoured, "quantisation period by curvature";
     "quantize_training.eigenvalue.enabled", Bool, "false", NOT_YET, "on";
