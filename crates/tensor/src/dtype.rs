@@ -11,7 +11,7 @@ pub enum DType {
     F32,
     /// bfloat16: 8 bits of exponent, 7 of fraction.
     BF16,
-    /// IEEE half precision; on CPUs a storage format only.
+    /// IEEE half precision: 5 bits of exponent, 10 of fraction; on CPUs arithmetic is f32.
     F16,
     /// Token ids, positions.
     U32,

@@ -5,8 +5,10 @@
 
 use crate::checkpoint::{Checkpoint, Counters};
 use crate::config::RunConfig;
+use crate::curriculum::cut;
 use crate::error::{Result, TrainError};
 use crate::event::{Observer, Silent};
+use crate::loss_scale::{LossScaler, ScaleChange};
 use crate::plan::groups::ParamGroups;
 use crate::plan::{self, RunPlan};
 use crate::run::{self, Outcome};
@@ -30,6 +32,8 @@ pub struct Engine {
     pub(crate) state: TrainState,
     pub(crate) groups: ParamGroups,
     pub(crate) counters: Counters,
+    /// Of an fp16 run.
+    pub(crate) scaler: Option<LossScaler>,
     /// Micro-batches since the last update.
     pending: Pending,
 }
@@ -100,7 +104,8 @@ impl Engine {
         let groups = ParamGroups::resolve(&config, &model, own)?;
         let state = TrainState::new(&model, source, &queue, plan.dtype, &groups, config.run.ema_decay)?;
         let (counters, pending) = Default::default();
-        Ok(Self { config, plan, queue, model, state, groups, counters, pending })
+        let scaler = config.fp16.enabled.then(|| LossScaler::new(config.fp16));
+        Ok(Self { config, plan, queue, model, state, groups, counters, scaler, pending })
     }
 
     /// The model.
@@ -164,11 +169,19 @@ impl Engine {
         self.step()
     }
 
-    /// Forward and backward of one micro-batch; its gradients are added to those since the last [`Engine::step`].
+    /// Forward and backward of one micro-batch, its rows cut to the length of the curriculum if there is one; its gradients are added to those since the last [`Engine::step`].
     ///
     /// # Errors
     /// A row is longer than the model's positions, or the device failed.
     pub fn micro_batch(&mut self, samples: &[Sample]) -> Result<()> {
+        let shortened: Vec<Sample>;
+        let samples = match self.curriculum_length() {
+            None => samples,
+            Some(length) => {
+                shortened = samples.iter().map(|sample| cut(sample, length as usize)).collect();
+                &shortened
+            }
+        };
         for sample in samples {
             self.model.check_length(sample.input_ids.len())?;
         }
@@ -180,13 +193,18 @@ impl Engine {
         Ok(())
     }
 
-    /// Norm, clipping and update from what [`Engine::micro_batch`] has added.
+    /// Norm, clipping and update from what [`Engine::micro_batch`] has added; then the loss scale of the next step.
     ///
     /// # Errors
-    /// The loss is not finite, or the device failed.
+    /// The loss is not finite, the loss scale cannot fall any further, or the device failed.
     pub fn step(&mut self) -> Result<StepReport> {
         let Pending { accumulated, samples } = std::mem::take(&mut self.pending);
         let report = self.context().update(accumulated, &samples)?;
+        if let Some(scaler) = &mut self.scaler
+            && scaler.update(report.skipped) == ScaleChange::AtMinimum
+        {
+            return Err(TrainError::LossScale { step: self.counters.step + 1, scale: scaler.scale() });
+        }
         self.counters.step += 1;
         self.counters.applied_steps += u64::from(!report.skipped);
         self.counters.samples += samples.len() as u64;
@@ -197,6 +215,16 @@ impl Engine {
     /// The rate of the next step.
     pub fn lr(&self) -> f64 {
         self.plan.schedule.lr(self.counters.applied_steps)
+    }
+
+    /// The longest row of the next step under a curriculum.
+    pub fn curriculum_length(&self) -> Option<u64> {
+        self.plan.curriculum.as_ref().map(|curriculum| curriculum.length(self.counters.step + 1))
+    }
+
+    /// What the loss of the next step is multiplied by; none unless the run is in fp16.
+    pub fn loss_scale(&self) -> Option<f64> {
+        self.scaler.as_ref().map(LossScaler::scale)
     }
 
     fn context(&self) -> StepContext<'_> {
@@ -211,9 +239,12 @@ impl Engine {
             seed: self.config.run.seed,
             nominal_targets: self.plan.nominal_targets(),
             recompute: self.config.run.recompute,
+            pld_theta: self.config.progressive_layer_drop.theta(self.counters.step),
+            loss_scale: self.loss_scale().unwrap_or(1.0),
             lr: self.lr(),
+            betas: self.plan.schedule.betas(self.counters.applied_steps),
             gradient_clipping: self.config.gradient_clipping,
-            check_overflow: self.config.bf16.check_grad_overflow,
+            check_overflow: self.config.fp16.enabled || self.config.bf16.check_grad_overflow,
         }
     }
 
@@ -251,7 +282,11 @@ impl Engine {
             state.write(&self.queue, tensor, &values)?;
         }
         self.state.refresh_compute(&self.queue)?;
-        self.counters = checkpoint.manifest().head.counters;
+        let head = &checkpoint.manifest().head;
+        self.counters = head.counters;
+        if let (Some(scaler), Some(state)) = (&mut self.scaler, head.loss_scale) {
+            scaler.restore(state);
+        }
         Ok(())
     }
 }

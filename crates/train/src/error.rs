@@ -69,6 +69,18 @@ pub enum TrainError {
         /// What is not finite.
         what: String,
     },
+    /// The loss scale of an fp16 run cannot fall any further.
+    #[error(
+        "step {step}: a gradient overflows although the loss scale is {scale}, the lowest that fp16.min_loss_scale allows. \
+         The run has stopped; nothing was written after the last checkpoint. Lower the learning rate, clip gradients \
+         (gradient_clipping), or train in bf16"
+    )]
+    LossScale {
+        /// Optimizer step, from 1.
+        step: u64,
+        /// The lowest scale.
+        scale: f64,
+    },
     /// The loss is not a number any more.
     #[error(
         "step {step}: the loss is {loss}; the first block whose output is not finite is {block}. The run has stopped; \

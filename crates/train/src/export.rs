@@ -8,7 +8,7 @@ use models::ModelConfig;
 use models::hf::{Dtype, GenerationConfig, WeightSpec, WeightWriter, write_json};
 use std::borrow::Cow;
 use std::path::Path;
-use tensor::{DType, bf16};
+use tensor::{DType, bf16, f16};
 
 /// Weights by name in the order of a model, read one at a time.
 pub(crate) struct Export<'a> {
@@ -16,7 +16,7 @@ pub(crate) struct Export<'a> {
     pub(crate) tokenizer: Option<&'a Tokenizer>,
     /// Name and shape.
     pub(crate) weights: Vec<(&'a str, Vec<usize>)>,
-    /// The format of the file: F32 or BF16.
+    /// The format of the file: F32, BF16 or F16.
     pub(crate) dtype: DType,
 }
 
@@ -44,7 +44,11 @@ impl Export<'_> {
 
     fn write_files(&self, folder: &Path, read: &mut dyn FnMut(&str) -> Result<Vec<f32>>) -> Result<()> {
         std::fs::create_dir_all(folder).map_err(TrainError::io(folder, "create"))?;
-        let dtype = if self.dtype == DType::BF16 { Dtype::BF16 } else { Dtype::F32 };
+        let dtype = match self.dtype {
+            DType::BF16 => Dtype::BF16,
+            DType::F16 => Dtype::F16,
+            _ => Dtype::F32,
+        };
         if let Some(config) = self.config {
             write_json(&folder.join("config.json"), &config.to_hf_json(dtype))?;
             let tokens = &config.tokens;
@@ -62,6 +66,10 @@ impl Export<'_> {
             Ok(Cow::Owned(match dtype {
                 Dtype::BF16 => {
                     let rounded: Vec<bf16> = values.into_iter().map(bf16::from_f32).collect();
+                    cast_slice(&rounded).to_vec()
+                }
+                Dtype::F16 => {
+                    let rounded: Vec<f16> = values.into_iter().map(f16::from_f32).collect();
                     cast_slice(&rounded).to_vec()
                 }
                 _ => cast_slice(&values).to_vec(),

@@ -8,6 +8,9 @@
 //! | [`training_data`] | the training and validation samples of a run |
 //! | [`engine`] | a model in training: batches in, reports out |
 //! | [`step`] | one optimizer step |
+//! | [`curriculum`] | rows that grow with the steps |
+//! | [`layer_drop`] | layers left out at random |
+//! | [`loss_scale`] | the scale of an fp16 run's loss |
 //! | [`run`] | a whole run: loop, evaluation, checkpoints, samples, signals |
 //! | [`checkpoint`] | what is kept so that a run can go on bit for bit |
 //! | [`metrics`] | one JSON line a step |
@@ -18,11 +21,14 @@
 pub mod bench;
 pub mod checkpoint;
 pub mod config;
+pub mod curriculum;
 pub mod engine;
 mod error;
 pub mod event;
 mod export;
 mod grad_norm;
+pub mod layer_drop;
+pub mod loss_scale;
 pub mod metrics;
 pub mod model_source;
 mod output;

@@ -50,13 +50,18 @@ pub fn export(from: &Path, to: &Path, dtype: Option<DType>) -> Result<()> {
         return Err(TrainError::Request(format!("{}: already exists; give a folder that does not", to.display())));
     }
     let (config, tokenizer) = parts(&checkpoint)?;
-    let trained_in_bf16 = checkpoint.manifest().head.config["bf16"]["enabled"] == true;
+    let is_on = |section: &str| checkpoint.manifest().head.config[section]["enabled"] == true;
+    let trained_in = match (is_on("fp16"), is_on("bf16")) {
+        (true, _) => DType::F16,
+        (_, true) => DType::BF16,
+        _ => DType::F32,
+    };
     let tensors = checkpoint.manifest().tensors.iter().filter(|tensor| tensor.kind == WEIGHT);
     let export = Export {
         config: Some(&config),
         tokenizer: tokenizer.as_ref(),
         weights: tensors.map(|tensor| (tensor.name.as_str(), tensor.shape.clone())).collect(),
-        dtype: dtype.unwrap_or(if trained_in_bf16 { DType::BF16 } else { DType::F32 }),
+        dtype: dtype.unwrap_or(trained_in),
     };
     export.write(to, &mut |name| Ok(checkpoint.read(result_kind(&checkpoint, name), name)?))
 }

@@ -19,6 +19,7 @@ use crate::config::RunConfig;
 use crate::engine::Engine;
 use crate::error::{Result, TrainError};
 use crate::event::{Event, Observer, StepMetrics};
+use crate::loss_scale::skip_notice;
 use crate::metrics::MetricsFile;
 use crate::model_source::ModelOrigin;
 use crate::output::Output;
@@ -102,6 +103,9 @@ impl Run {
         }
         let mut engine = Engine::with_weights(model, config, &weights)?;
         engine.resolve_steps(data.loader.epoch_samples())?;
+        for notice in engine.plan.notices(&engine.config) {
+            observer.on(Event::Notice(&notice));
+        }
         let resumed_at = if resume { load_newest(&mut engine, &data, &output, observer)? } else { None };
         Ok(Self { engine, data, output, resumed_at })
     }
@@ -392,7 +396,7 @@ impl<'a> Loop<'a> {
         let engine = &mut *self.engine;
         let count = engine.plan.batch.train_batch_size as usize;
         let samples = self.data.loader.batch(engine.counters.samples, count);
-        let lr = engine.lr();
+        let (lr, curriculum_seqlen) = (engine.lr(), engine.curriculum_length());
         let report = engine.train_batch(&samples)?;
         let step_seconds = start.elapsed().as_secs_f64();
         let metrics = StepMetrics {
@@ -404,12 +408,17 @@ impl<'a> Loop<'a> {
             tokens_per_second: report.num_targets as f64 / step_seconds,
             step_seconds,
             peak_memory_bytes: peak_resident_bytes(),
+            curriculum_seqlen,
+            loss_scale: report.loss_scale,
             skipped: report.skipped,
         };
-        self.metrics.append(&json!(metrics))?;
+        let mut line = json!(metrics);
+        if report.loss_scale.is_some() {
+            line["skipped"] = report.skipped.into();
+        }
+        self.metrics.append(&line)?;
         if report.skipped {
-            let notice = format!("step {}: a gradient is not finite; the update was skipped", metrics.step);
-            observer.on(Event::Notice(&notice));
+            observer.on(Event::Notice(&skip_notice(metrics.step, report.loss_scale, engine.loss_scale())));
         }
         observer.on(Event::Step(&metrics));
         Ok(())
@@ -468,6 +477,7 @@ impl<'a> Loop<'a> {
             config: engine.plan.resolved(&engine.config),
             model: model_json(engine),
             optimizer: engine.groups.name().to_owned(),
+            loss_scale: engine.scaler.map(|scaler| scaler.state()),
         };
         let tensors: Vec<StateTensor<'_>> = engine.state.tensors(&engine.model);
         let specs: Vec<TensorSpec> = (tensors.iter())

@@ -1,17 +1,18 @@
 //! One optimizer step: run the schedule of micro-batches, norm and count, update, report.
 //!
 //! # Invariants
-//! - Every gradient is a sum: each micro-batch seeds its backward with the constant `-1 / (train_batch_size x
-//!   sequence_length)`. The step's mean over *counted* targets comes in at the end, as the factor nominal / counted, so
-//!   accumulation is exact by token count whatever each micro-batch holds.
+//! - Every gradient is a sum: each micro-batch seeds its backward with the constant `-loss_scale / (train_batch_size x
+//!   sequence_length)`. The step's mean over *counted* targets comes in at the end, as the factor nominal / counted /
+//!   loss_scale, so accumulation is exact by token count whatever each micro-batch holds.
 //! - The host reads the device once, after the last micro-batch.
 
 use crate::error::{Result, TrainError};
 use crate::grad_norm::{clip_factor, grad_norm};
+use crate::layer_drop::Kept;
 use crate::plan::groups::ParamGroups;
 use crate::state::TrainState;
 use generate::to_batch;
-use models::{Model, Pass, Resident};
+use models::{Model, Pass, Residency, Resident};
 use ops::{Batch, Cost, Env, HeadRequest, Single};
 use optim::Step;
 use tensor::{DType, Queue, Tensor};
@@ -38,8 +39,14 @@ pub struct StepContext<'a> {
     pub nominal_targets: u64,
     /// Keep only what flows between blocks.
     pub recompute: bool,
+    /// How often the last layer runs, under progressive layer drop.
+    pub pld_theta: Option<f64>,
+    /// What the loss is multiplied by while gradients are made; 1 unless the run is in fp16.
+    pub loss_scale: f64,
     /// After the schedule.
     pub lr: f64,
+    /// In place of the optimizer's own, where the schedule moves them.
+    pub betas: Option<[f64; 2]>,
     /// Largest norm of the gradient; 0: any.
     pub gradient_clipping: f64,
     /// Skip the update when a gradient is not finite.
@@ -57,6 +64,8 @@ pub struct StepReport {
     pub num_targets: u64,
     /// The update was not applied: a gradient was not finite.
     pub skipped: bool,
+    /// What the loss was multiplied by, in an fp16 run.
+    pub loss_scale: Option<f64>,
     /// Of the forward passes.
     pub cost: Cost,
 }
@@ -81,10 +90,14 @@ impl StepContext<'_> {
         if batch.num_tokens == 0 {
             return Ok(());
         }
-        let seed = -1.0 / self.nominal_targets as f32;
+        let seed = -self.loss_scale as f32 / self.nominal_targets as f32;
         // The factor nominal / counted of the update makes this the micro-batch's share of the step's targets.
-        let loss_weight = batch.num_targets as f32 / self.nominal_targets as f32;
-        let pass = self.pass().forward_backward(&self.env(&batch, Some(seed)), loss_weight, self.recompute)?;
+        let loss_weight = batch.num_targets as f32 / self.nominal_targets as f32 * self.loss_scale as f32;
+        let num_blocks = self.model.blocks.len();
+        let kept = self.pld_theta.map(|theta| Kept::draw(num_blocks, theta, self.seed, self.step, first_sample));
+        let residency = kept.as_ref().map_or(&Resident as &dyn Residency, |kept| kept);
+        let pass = Pass { model: self.model, residency };
+        let pass = pass.forward_backward(&self.env(&batch, Some(seed)), loss_weight, self.recompute)?;
         so_far.logprobs.push(pass.logprobs);
         so_far.losses.extend(pass.losses.into_iter().map(|(_, loss)| (batch.num_targets, loss)));
         so_far.num_targets += batch.num_targets as u64;
@@ -110,15 +123,17 @@ impl StepContext<'_> {
             let block = self.first_non_finite(samples)?;
             return Err(TrainError::NonFinite { step: self.step, loss, block });
         }
-        let to_mean = self.nominal_targets as f64 / num_targets as f64;
+        let to_mean = self.nominal_targets as f64 / num_targets as f64 / self.loss_scale;
         let norm = to_mean * grad_norm(self.queue, &self.state.store.gradients(self.queue)?)?;
         let skipped = self.check_overflow && !norm.is_finite();
         if !skipped {
             let grad_scale = (to_mean * clip_factor(norm, self.gradient_clipping)) as f32;
-            let at = Step { step: self.applied_step, lr: self.lr, weight_decay: 0.0, grad_scale, betas: None };
+            let (step, lr, betas) = (self.applied_step, self.lr, self.betas);
+            let at = Step { step, lr, weight_decay: 0.0, grad_scale, betas };
             self.state.update(self.queue, self.groups, self.seed, &at)?;
         }
-        Ok(StepReport { loss, grad_norm: norm, num_targets, skipped, cost })
+        let loss_scale = (self.dtype == DType::F16).then_some(self.loss_scale);
+        Ok(StepReport { loss, grad_norm: norm, num_targets, skipped, loss_scale, cost })
     }
 
     fn pass(&self) -> Pass<'_> {

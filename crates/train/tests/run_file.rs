@@ -266,6 +266,8 @@ fn another(kind: &Kind, default: &Value) -> Value {
         json!("text"),
         json!(["a"]),
         json!([0.1, 0.2]),
+        json!([2]),
+        json!(3),
     ];
     let named = if let Kind::Names(names) = kind { names.iter().map(|name| json!(name)).collect() } else { vec![] };
     let fits = |value: &&Value| match kind {
@@ -276,6 +278,7 @@ fn another(kind: &Kind, default: &Value) -> Value {
         }
         Kind::Names(_) => named.contains(value),
         Kind::Pair(_) => **value == json!([0.1, 0.2]),
+        Kind::List(Kind::Int { .. }) => **value == json!([2]),
         Kind::List(Kind::Text) => **value == json!(["a"]),
         Kind::OneOf(kinds) if !kinds.iter().any(|kind| matches!(kind, Kind::Text)) => value.as_f64() == Some(0.25),
         _ => value.is_string(),
@@ -294,6 +297,8 @@ fn every_honoured_key_of_the_table_reaches_the_typed_configuration() {
         if key.status != Status::Honoured
             || !is_leaf
             || matches!(key.path, "run.device" | "data.train" | "data.validation" | "optimizer.groups")
+            // It has one value.
+            || key.path == "curriculum_learning.curriculum_type"
             // It is written into optimizer.moments.
             || key.path.ends_with(".fp32_optimizer_states")
         {
@@ -310,6 +315,26 @@ fn every_honoured_key_of_the_table_reaches_the_typed_configuration() {
             file[section]["type"] = json!(of_type.unwrap_or("SGD"));
             if key.path.ends_with(".nesterov") {
                 file[section]["params"]["momentum"] = json!(0.5);
+            }
+        }
+        let needed: &[&str] = match of_type {
+            Some("OneCycle") => &["cycle_min_lr", "cycle_max_lr"],
+            Some("warmup_stable_decay") => &["num_decay_steps"],
+            Some("cosine_with_min_lr") if !key.path.contains("min_lr") => &["min_lr"],
+            _ => &[],
+        };
+        for name in needed.iter().filter(|name| !key.path.ends_with(*name)) {
+            file[section]["params"][name] = json!(1);
+        }
+        if key.path == "curriculum_learning.enabled" {
+            let settings = json!({ "total_curriculum_step": 9, "difficulty_step": 8 });
+            for (name, value) in [
+                ("min_difficulty", json!(8)),
+                ("max_difficulty", json!(16)),
+                ("schedule_type", json!("fixed_linear")),
+                ("schedule_config", settings),
+            ] {
+                file[section][name] = value;
             }
         }
         let typed = serde_json::to_value(config(file)).unwrap();

@@ -146,7 +146,7 @@ fn a_wrong_type_or_range_says_the_value_found_and_what_it_must_be() {
 fn what_is_not_supported_yet_is_refused_by_name_with_what_would_do() {
     let optimizers = format!("it must be {OPTIMIZERS}");
     let cases = [
-        ("/fp16", json!({ "loss_scale": 128, "enabled": true }), "fp16.enabled is true, which is not supported yet; it must be false".to_owned()),
+        ("/fp16", json!({ "enabled": true, "fp16_master_weights_and_grads": true }), "fp16.fp16_master_weights_and_grads is true, which is not supported yet; it must be false".to_owned()),
         ("/sparse_attention", json!({ "mode": "fixed" }), "sparse_attention is {\"mode\":\"fixed\"}, which is not supported yet; remove it".into()),
         ("/pipeline", json!({ "stages": 2 }), "pipeline.stages is 2, which is not supported yet; it must be \"auto\" or 1".into()),
         ("/data_types", json!({ "grad_accum_dtype": "bf16" }), "data_types.grad_accum_dtype is \"bf16\", which is not supported yet; it must be \"fp32\", \"float32\" or \"float\" or absent".into()),

@@ -101,7 +101,9 @@ fn settings_of_optimizer_and_schedule_out_of_range_are_refused_with_their_range(
             "scheduler",
             json!({"type": "Cosine2"}),
             "r.json: scheduler.type is \"Cosine2\"; it must be \"WarmupLR\", \"WarmupDecayLR\", \"WarmupCosineLR\", \
-             \"constant\", \"constant_with_warmup\", \"linear\" or \"cosine\"",
+             \"constant\", \"constant_with_warmup\", \"linear\", \"cosine\", \"cosine_with_restarts\", \
+             \"cosine_with_min_lr\", \"polynomial\", \"inverse_sqrt\", \"warmup_stable_decay\", \"OneCycle\" or \
+             \"LRRangeTest\"",
         ),
         (
             "optimizer",
@@ -159,9 +161,13 @@ fn an_unknown_key_at_any_depth_is_refused_with_the_nearest_known_one() {
 fn what_is_not_supported_yet_is_refused_by_name() {
     let place = Place::new();
     for (path, value, named) in [
-        ("fp16", json!({"enabled": true}), "fp16.enabled is true"),
+        (
+            "fp16",
+            json!({"enabled": true, "fp16_master_weights_and_grads": true}),
+            "fp16.fp16_master_weights_and_grads is true",
+        ),
         ("optimizer.type", json!("OneBitAdam"), "optimizer.type is \"OneBitAdam\""),
-        ("scheduler", json!({"type": "OneCycle", "params": {}}), "scheduler.type is \"OneCycle\""),
+        ("scheduler", json!({"type": "StepLR", "params": {}}), "scheduler.type is \"StepLR\""),
         (
             "zero_optimization",
             json!({"stage": 3, "zero_quantized_weights": true}),

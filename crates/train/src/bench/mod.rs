@@ -80,6 +80,7 @@ fn config(options: &BenchOptions<'_>) -> Result<RunConfig> {
         (config.train_micro_batch_size_per_gpu, config.gradient_accumulation_steps) = (None, None);
     }
     config.bf16.enabled = options.bf16.unwrap_or(config.bf16.enabled);
+    config.fp16.enabled &= options.bf16.is_none();
     config.run.threads = options.threads;
     if let Some(isa) = options.isa.filter(|isa| Isa::at_most(isa).is_none()) {
         let known = Isa::NAMES.join(", ");

@@ -3,6 +3,7 @@
 //! The last key is the crc32c of the text before it, so that a flipped bit in a counter is found like one in a weight.
 
 use super::label;
+use crate::loss_scale::LossScale;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashSet};
@@ -50,6 +51,9 @@ pub struct Head {
     pub model: Value,
     /// The optimizer's type.
     pub optimizer: String,
+    /// Of an fp16 run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<LossScale>,
 }
 
 /// How far a run is.

@@ -41,6 +41,8 @@ pub enum Kind {
     Number(Bound<f64>, Bound<f64>),
     /// Any text.
     Text,
+    /// A number that this accepts, written as text.
+    Quoted(&'static Kind),
     /// One of these names, in any case of letters.
     Names(&'static [&'static str]),
     /// A list of these.
@@ -107,6 +109,15 @@ impl Kind {
                 _ => false,
             },
             Kind::Number(low, high) => value.as_f64().is_some_and(|number| (low, high).contains(&number)),
+            Kind::Quoted(kind) => {
+                let number = value.as_str().and_then(|text| text.trim().parse::<f64>().ok());
+                let mut unquoted = number.map_or(Value::Null, Value::from);
+                let fits = kind.accept(&mut unquoted);
+                if fits {
+                    *value = unquoted;
+                }
+                fits
+            }
             Kind::Text => value.is_string(),
             Kind::Names(names) => {
                 let known = value.as_str().and_then(|text| names.iter().find(|name| name.eq_ignore_ascii_case(text)));
@@ -170,6 +181,7 @@ impl fmt::Display for Kind {
                 f.write_str("a number")?;
                 write_bounds(f, low, high)
             }
+            Kind::Quoted(_) => f.write_str("such a number in quotes"),
             Kind::Text => f.write_str("text in quotes"),
             Kind::Names(names) => f.write_str(&alternatives(names.iter().map(|name| format!("{name:?}")))),
             Kind::List(item) => write!(f, "a list [...] whose items are {item}"),
@@ -256,7 +268,7 @@ impl Keys {
 /// standing in the same section and for being honoured.
 fn likeness(key: &Key, section: &str, name: &str) -> f64 {
     /// A slip of a few letters is found in its own section, the same name elsewhere before an unlike one here.
-    const SAME_SECTION: f64 = 0.3;
+    const SAME_SECTION: f64 = 0.35;
     const HONOURED: f64 = 0.1;
     /// `lr` for `learning_rate`.
     const INITIALS: f64 = 0.9;

@@ -6,7 +6,7 @@
 //! | [`keys`], `table` | every key: type, range, default, fate, meaning |
 //! | `check`, `together` | the walk over a file against the table; rules between keys |
 //! | `load` | file and command line to [`RunConfig`] |
-//! | `rules` | optimizer and schedule |
+//! | `rules`, `scheduler` | optimizer and schedule |
 //! | `resolve` | every key with its final value and its origin |
 //!
 //! # Invariants
@@ -22,17 +22,18 @@ mod load;
 mod read;
 mod resolve;
 mod rules;
+mod scheduler;
 mod table;
 mod together;
 
 pub use error::ConfigError;
 pub use load::Overrides;
 pub use resolve::{Origin, Setting};
-pub use rules::{
-    AdamParams, GroupConfig, MuonParams, NoRule, OptimizerConfig, OptimizerRule, Rated, RatedRule, SchedulerConfig,
-    WarmupCurve,
-};
+pub use rules::{AdamParams, GroupConfig, MuonParams, NoRule, OptimizerConfig, OptimizerRule, Rated, RatedRule};
+pub use scheduler::{SchedulerConfig, WarmupCurve};
 
+use crate::curriculum::CurriculumConfig;
+use crate::layer_drop::LayerDropConfig;
 use data::DataConfig;
 use optim::schedule::Schedule;
 use serde::{Deserialize, Serialize};
@@ -63,8 +64,14 @@ pub struct RunConfig {
     pub optimizer: Option<OptimizerConfig>,
     /// The learning rate over time; none: constant.
     pub scheduler: Option<SchedulerConfig>,
+    /// Mixed precision in fp16.
+    pub fp16: Fp16Config,
     /// Mixed precision in bf16.
     pub bf16: Bf16Config,
+    /// Rows that grow with the steps.
+    pub curriculum_learning: CurriculumConfig,
+    /// Layers left out at random.
+    pub progressive_layer_drop: LayerDropConfig,
     /// What data-parallel ranks share.
     pub zero_optimization: ZeroConfig,
     #[serde(skip)]
@@ -121,6 +128,32 @@ pub struct RunSection {
     pub isa: Option<String>,
     /// Decay of the average of weights that is evaluated and exported; none: the weights themselves are.
     pub ema_decay: Option<f64>,
+}
+
+/// The `fp16` section; see [`crate::loss_scale`].
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+pub struct Fp16Config {
+    /// Weights and activations in f16, masters and moments in f32, the loss scaled.
+    pub enabled: bool,
+    /// The scale for good; 0: it follows overflows.
+    pub loss_scale: f64,
+    /// Power of 2 of the first dynamic scale.
+    pub initial_scale_power: u64,
+    /// Clean steps between two growths of a dynamic scale, above 0.
+    pub loss_scale_window: u64,
+    /// Overflows until a dynamic scale falls, above 0.
+    pub hysteresis: u64,
+    /// Every clean step fills hysteresis again.
+    pub consecutive_hysteresis: bool,
+    /// The lowest dynamic scale, above 0.
+    pub min_loss_scale: f64,
+}
+
+impl Fp16Config {
+    /// Whether the scale follows overflows.
+    pub fn is_dynamic(&self) -> bool {
+        self.loss_scale == 0.0
+    }
 }
 
 /// The `bf16` section.

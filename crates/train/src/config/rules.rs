@@ -1,8 +1,7 @@
-//! The update rule and the schedule as a run file names them.
+//! The update rule as a run file names it.
 //!
 //! Defaults are the table's alone ([`super::keys`]): these types are read from a file whose absent keys are filled in.
 
-use optim::schedule::{Schedule, Warmup, WarmupType};
 use optim::{AdamW, Moments, Optimizer};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -180,6 +179,11 @@ impl OptimizerRule {
         }
     }
 
+    /// Whether the rule has betas for a schedule to move; of a program's own rule nobody knows, so it is asked.
+    pub fn has_betas(&self) -> bool {
+        !matches!(self, Self::Sgd(_) | Self::Adagrad(_) | Self::RmsProp(_) | Self::Adadelta(_) | Self::Adafactor(_))
+    }
+
     /// The same rule with other settings, by the keys of `params`.
     ///
     /// # Errors
@@ -201,116 +205,5 @@ impl MuonParams {
         }
         let adam = AdamW { betas, eps, decoupled: true, bias_correction: true, amsgrad: false };
         Rated { lr: self.adam_lr.unwrap_or(lr), weight_decay, rule: adam }.rule()
-    }
-}
-
-/// The `scheduler` section. A total that is absent is the run's number of steps; a `warmup_max_lr` that is null is the
-/// optimizer's rate.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
-#[serde(tag = "type", content = "params")]
-#[allow(missing_docs, reason = "the keys of scheduler.params, whose meanings stand in the table")]
-pub enum SchedulerConfig {
-    WarmupLR {
-        warmup_min_lr: f64,
-        warmup_max_lr: Option<f64>,
-        warmup_num_steps: u64,
-        warmup_type: WarmupCurve,
-    },
-    WarmupDecayLR {
-        total_num_steps: Option<u64>,
-        warmup_min_lr: f64,
-        warmup_max_lr: Option<f64>,
-        warmup_num_steps: u64,
-        warmup_type: WarmupCurve,
-    },
-    WarmupCosineLR {
-        total_num_steps: Option<u64>,
-        warmup_min_ratio: f64,
-        warmup_num_steps: u64,
-        cos_min_ratio: f64,
-        warmup_type: WarmupCurve,
-    },
-    #[serde(rename = "constant")]
-    Constant {},
-    #[serde(rename = "constant_with_warmup")]
-    ConstantWithWarmup {
-        num_warmup_steps: u64,
-    },
-    #[serde(rename = "linear")]
-    Linear {
-        num_warmup_steps: u64,
-        num_training_steps: Option<u64>,
-    },
-    #[serde(rename = "cosine")]
-    Cosine {
-        num_warmup_steps: u64,
-        num_training_steps: Option<u64>,
-        num_cycles: f64,
-    },
-}
-
-/// `warmup_type`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum WarmupCurve {
-    /// Logarithmic.
-    Log,
-    /// Linear.
-    Linear,
-}
-
-impl SchedulerConfig {
-    /// The schedule for an optimizer whose own rate is `lr`, in a run of `run_steps` optimizer steps.
-    pub fn schedule(&self, lr: f64, run_steps: u64) -> Schedule {
-        let warmup = |steps, curve| Warmup {
-            steps,
-            kind: match curve {
-                WarmupCurve::Log => WarmupType::Log,
-                WarmupCurve::Linear => WarmupType::Linear,
-            },
-        };
-        match *self {
-            Self::WarmupLR { warmup_min_lr, warmup_max_lr, warmup_num_steps, warmup_type } => Schedule::WarmupLR {
-                min_lr: warmup_min_lr,
-                max_lr: warmup_max_lr.unwrap_or(lr),
-                warmup: warmup(warmup_num_steps, warmup_type),
-            },
-            Self::WarmupDecayLR { total_num_steps, warmup_min_lr, warmup_max_lr, warmup_num_steps, warmup_type } => {
-                Schedule::WarmupDecayLR {
-                    min_lr: warmup_min_lr,
-                    max_lr: warmup_max_lr.unwrap_or(lr),
-                    warmup: warmup(warmup_num_steps, warmup_type),
-                    total_steps: total_num_steps.unwrap_or(run_steps),
-                }
-            }
-            Self::WarmupCosineLR {
-                total_num_steps,
-                warmup_min_ratio,
-                warmup_num_steps,
-                cos_min_ratio,
-                warmup_type,
-            } => Schedule::WarmupCosineLR {
-                lr,
-                min_ratio: warmup_min_ratio,
-                warmup: warmup(warmup_num_steps, warmup_type),
-                cos_min_ratio,
-                total_steps: total_num_steps.unwrap_or(run_steps),
-            },
-            Self::Constant {} => Schedule::Constant { lr },
-            Self::ConstantWithWarmup { num_warmup_steps } => {
-                Schedule::ConstantWithWarmup { lr, warmup_steps: num_warmup_steps }
-            }
-            Self::Linear { num_warmup_steps, num_training_steps } => Schedule::Linear {
-                lr,
-                warmup_steps: num_warmup_steps,
-                total_steps: num_training_steps.unwrap_or(run_steps),
-            },
-            Self::Cosine { num_warmup_steps, num_training_steps, num_cycles } => Schedule::Cosine {
-                lr,
-                warmup_steps: num_warmup_steps,
-                total_steps: num_training_steps.unwrap_or(run_steps),
-                num_cycles,
-            },
-        }
     }
 }

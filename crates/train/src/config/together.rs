@@ -3,6 +3,7 @@
 use super::check::{Fault, shown};
 use super::keys::join;
 use super::resolve;
+use crate::loss_scale::MAX_SCALE;
 use serde_json::{Map, Value};
 
 /// Checks a file whose keys are right each by itself.
@@ -14,7 +15,10 @@ pub(super) fn check(root: &Map<String, Value>) -> Result<(), Fault> {
     file.sources("data.train")?;
     file.sources("data.validation")?;
     file.data()?;
+    file.precision()?;
     file.optimizer()?;
+    file.scheduler()?;
+    file.curriculum()?;
     file.buckets()
 }
 
@@ -70,6 +74,40 @@ impl<'a> File<'a> {
         Ok(())
     }
 
+    /// DeepSpeed's rules: one precision, which `param_dtype` repeats at most, and a dynamic scale that can move.
+    fn precision(&self) -> Result<(), Fault> {
+        let is_on = |path: &str| self.given(path) == Some(&Value::Bool(true));
+        let (fp16, bf16) = (is_on("fp16.enabled"), is_on("bf16.enabled"));
+        if fp16 && bf16 {
+            let message = "fp16.enabled and bf16.enabled are both true; set one of them to false";
+            return fault("bf16.enabled", message.into());
+        }
+        let path = "data_types.param_dtype";
+        let names: &[&str] = match (fp16, bf16) {
+            (true, _) => &["fp16", "float16", "half"],
+            (_, true) => &["bf16", "bfloat16"],
+            _ => &["fp32", "float32", "float"],
+        };
+        if let Some(dtype) = self.given(path).filter(|dtype| !names.iter().any(|name| *dtype == name)) {
+            return Err(Fault::value(path, dtype, format!("{:?}, which the precision sections say", names[0])));
+        }
+        if !fp16 {
+            return Ok(());
+        }
+        let number = |path: &str| self.given(path).and_then(Value::as_f64);
+        let scale = number("fp16.loss_scale").unwrap_or(0.0);
+        if scale > MAX_SCALE {
+            return fault("fp16.loss_scale", format!("fp16.loss_scale is {scale:e}; it must be at most 2^126"));
+        }
+        for path in ["fp16.loss_scale_window", "fp16.hysteresis", "fp16.min_loss_scale"] {
+            if scale == 0.0 && number(path) == Some(0.0) {
+                let message = format!("{path} is 0; it must be above 0 where fp16.loss_scale is 0, which is dynamic");
+                return fault(path, message);
+            }
+        }
+        Ok(())
+    }
+
     /// PyTorch's rule: looking ahead along the momentum needs one, undamped.
     fn optimizer(&self) -> Result<(), Fault> {
         let path = "optimizer.params.nesterov";
@@ -92,6 +130,80 @@ impl<'a> File<'a> {
                     format!("{path} is missing; it must be a list of globs of weight names, such as [\"*bias\"]");
                 return fault(&path, message);
             }
+        }
+        Ok(())
+    }
+
+    /// Settings of a schedule that have no default.
+    fn scheduler(&self) -> Result<(), Fault> {
+        let needed = match self.given("scheduler.type").and_then(Value::as_str) {
+            Some("OneCycle") => &["cycle_min_lr", "cycle_max_lr"][..],
+            Some("warmup_stable_decay") => &["num_decay_steps"],
+            Some("cosine_with_min_lr") => {
+                let (low, rate) = ("scheduler.params.min_lr", "scheduler.params.min_lr_rate");
+                return match (self.given(low), self.given(rate)) {
+                    (None, None) => fault(low, format!("{low} is missing; one of it and {rate} must be given")),
+                    (Some(a), Some(b)) => fault(rate, format!("{low} is {a} and {rate} is {b}; keep one of them")),
+                    _ => Ok(()),
+                };
+            }
+            _ => &[],
+        };
+        for name in needed {
+            let path = join("scheduler.params", name);
+            if self.given(&path).is_none() {
+                let kind = if name.ends_with("lr") { "a number" } else { "a whole number" };
+                return fault(&path, format!("{path} is missing; it must be {kind} of at least 0"));
+            }
+        }
+        Ok(())
+    }
+
+    /// What a curriculum needs when it is on.
+    fn curriculum(&self) -> Result<(), Fault> {
+        let at = |name: &str| join("curriculum_learning", name);
+        if self.given(&at("enabled")) != Some(&Value::Bool(true)) {
+            return Ok(());
+        }
+        let number = |path: &str| self.given(path).and_then(Value::as_u64);
+        let path = at("schedule_type");
+        let (min, max) = (at("min_difficulty"), at("max_difficulty"));
+        let kinds = "\"fixed_linear\", \"fixed_root\" or \"fixed_discrete\"";
+        let settings: &[&str] = match self.given(&path).and_then(Value::as_str) {
+            Some("fixed_linear") => &["total_curriculum_step", "difficulty_step"],
+            Some("fixed_root") => &["total_curriculum_step", "difficulty_step", "root_degree"],
+            Some("fixed_discrete") => &["difficulty", "max_step"],
+            Some(other) => {
+                let message = format!("{path} is {other:?}, which is not supported yet; it must be {kinds}");
+                return fault(&path, message);
+            }
+            None => return fault(&path, format!("{path} is missing; it must be {kinds}")),
+        };
+        let settings = settings.iter().map(|name| join(&at("schedule_config"), name));
+        for needed in [min.clone(), max.clone()].into_iter().chain(settings) {
+            if self.given(&needed).is_none() {
+                return fault(&needed, format!("{needed} is missing; the curriculum needs it"));
+            }
+        }
+        if let (Some(low), Some(high)) = (number(&min), number(&max))
+            && low > high
+        {
+            return fault(&max, format!("{max} is {high}; it must be at least {low}, the min_difficulty"));
+        }
+        let step = at("schedule_config.difficulty_step");
+        if let (Some(low), Some(step_size)) = (number(&min), number(&step))
+            && low < step_size
+        {
+            let why = "lengths are rounded down to multiples of it";
+            return fault(&min, format!("{min} is {low}; it must be at least {step_size}, the difficulty_step: {why}"));
+        }
+        let count = |name: &str| self.given(&at(name)).and_then(Value::as_array).map_or(0, Vec::len);
+        let (lengths, last_steps) = (count("schedule_config.difficulty"), count("schedule_config.max_step"));
+        if self.given(&path).is_some_and(|kind| kind == "fixed_discrete") && lengths != last_steps + 1 {
+            let path = at("schedule_config.difficulty");
+            let message =
+                format!("{path} has {lengths} items and max_step {last_steps}; it must have one more than max_step");
+            return fault(&path, message);
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ pub mod groups;
 pub mod report;
 
 use crate::config::{ConfigError, OptimizerRule, RunConfig, RunLength};
+use crate::curriculum::Curriculum;
 use crate::system::num_cores;
 use batch::Batch;
 use optim::schedule::Schedule;
@@ -24,6 +25,8 @@ pub struct RunPlan {
     pub dtype: DType,
     /// The rate of every step.
     pub schedule: Schedule,
+    /// The longest row of every step; none: rows are whole.
+    pub curriculum: Option<Curriculum>,
     /// Threads of this rank.
     pub threads: usize,
     /// The highest instruction set kernels use.
@@ -42,6 +45,17 @@ pub fn sequence_length(config: &RunConfig, max_positions: Option<usize>) -> Resu
         (Some(0), _) => Err(config.error("data.sequence_length is 0; it must be at least 1")),
         (Some(given), _) => Ok(given),
         (None, max) => Ok(max.map_or(DEFAULT_SEQUENCE_LENGTH, |max| max.min(DEFAULT_SEQUENCE_LENGTH))),
+    }
+}
+
+/// Transformers' rule: a polynomial falls.
+fn check_schedule(config: &RunConfig, schedule: &Schedule) -> Result<(), ConfigError> {
+    match *schedule {
+        Schedule::Polynomial { lr, end_lr, .. } if config.optimizer.is_some() && end_lr >= lr => {
+            let message = format!("scheduler.params.lr_end is {end_lr}; it must be below {lr}, the optimizer's rate");
+            Err(config.error(message))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -77,20 +91,38 @@ impl RunPlan {
                 config.error(format!("run.isa is {name:?}; it must be one of {}", Isa::NAMES.join(", ")))
             })?,
         };
+        let schedule = config.schedule(rule.map_or(0.0, OptimizerRule::lr), steps);
+        check_schedule(config, &schedule)?;
         Ok(Self {
             batch,
             sequence_length,
             steps,
-            dtype: if config.bf16.enabled { DType::BF16 } else { DType::F32 },
-            schedule: config.schedule(rule.map_or(0.0, OptimizerRule::lr), steps),
+            dtype: match (config.fp16.enabled, config.bf16.enabled) {
+                (true, _) => DType::F16,
+                (_, true) => DType::BF16,
+                _ => DType::F32,
+            },
+            schedule,
+            curriculum: Curriculum::of(&config.curriculum_learning),
             threads: if config.run.threads == 0 { num_cores() } else { config.run.threads },
             isa,
         })
     }
 
-    /// The compute format as a user writes it: `f32` or `bf16`.
+    /// What to say once in the log about numbers that fit together and are odd.
+    pub fn notices(&self, config: &RunConfig) -> Vec<String> {
+        let scheduler = config.scheduler.as_ref();
+        let of_schedule = scheduler.map(|scheduler| scheduler.notices(config.optimizer.as_ref(), self.steps));
+        of_schedule.into_iter().flatten().chain(self.curriculum.as_ref().and_then(Curriculum::notice)).collect()
+    }
+
+    /// The compute format as a user writes it: `f32`, `bf16` or `fp16`.
     pub fn precision(&self) -> &'static str {
-        if self.dtype == DType::BF16 { "bf16" } else { "f32" }
+        match self.dtype {
+            DType::F16 => "fp16",
+            DType::BF16 => "bf16",
+            _ => "f32",
+        }
     }
 
     /// Targets of a step whose rows are all full.

@@ -119,13 +119,13 @@ impl PlanReport {
         for key in ["train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"] {
             line(key, self.config[key].to_string());
         }
-        let (run, bf16) = (&self.config["run"], &self.config["bf16"]["enabled"]);
+        let run = &self.config["run"];
         for (key, value) in [("sequence_length", &self.config["data"]["sequence_length"]), ("steps", &run["steps"])] {
             if !value.is_null() {
                 line(key, value.to_string());
             }
         }
-        line("precision", if bf16 == true { "bf16, weights in f32".to_owned() } else { "f32".to_owned() });
+        line("precision", precision(&self.config));
         if let (Some(parameters), Some(flops)) = (self.parameters, self.flops_per_token) {
             line("parameters", parameters.to_string());
             line("work per token", scaled(flops as f64, 1000.0, ["FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP"]));
@@ -149,6 +149,18 @@ fn scaled(mut number: f64, base: f64, units: [&str; 5]) -> String {
         (number, unit) = (number / base, unit + 1);
     }
     if unit == 0 { format!("{number} {}", units[0]) } else { format!("{number:.1} {}", units[unit]) }
+}
+
+fn precision(config: &Value) -> String {
+    let fp16 = &config["fp16"];
+    match (fp16["enabled"] == true, config["bf16"]["enabled"] == true) {
+        (true, _) if fp16["loss_scale"] == 0.0 => {
+            format!("fp16, weights in f32, dynamic loss scale from 2^{}", fp16["initial_scale_power"])
+        }
+        (true, _) => format!("fp16, weights in f32, loss scale {}", fp16["loss_scale"]),
+        (_, true) => "bf16, weights in f32".to_owned(),
+        _ => "f32".to_owned(),
+    }
 }
 
 /// `plan` shows a run without an optimizer too; its memory is then that of AdamW.

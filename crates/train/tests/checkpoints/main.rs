@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use train::checkpoint::{Checkpoint, CheckpointError, Counters, Head, Loader, Rng, TensorSpec, write};
+use train::loss_scale::LossScale;
 
 /// More than one chunk of a reader.
 const LONG: usize = 300_001;
@@ -23,6 +24,7 @@ fn head(step: u64) -> Head {
         config: json!({"lr": 0.1 + 0.2, "run": {"seed": u64::MAX, "text": "a\n  \"crc32c\": 7"}}),
         model: json!(null),
         optimizer: "AdamW".to_owned(),
+        loss_scale: Some(LossScale { scale: 2f64.powi(30) / 3.0, clean_steps: step, hysteresis: 2 }),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Batch, precision, optimizer, scheduler, checkpoints and logging.
 
 use super::{COUNT, DTYPE, Key, NOT_NEGATIVE, NOT_YET, OPEN, POSITIVE, SECTION, TEXTS, keys};
-use crate::config::keys::Kind::{Bool, List, Names, Text};
+use crate::config::keys::Kind::{Bool, Int, List, Names, OneOf, Quoted, Text};
 use crate::config::keys::Status::{Honoured, NoEffect, NotYet};
 
 pub(super) static KEYS: &[Key] = keys! {
@@ -38,19 +38,19 @@ pub(super) static KEYS: &[Key] = keys! {
     "data_types", SECTION, "{}", Honoured, "dtypes beside the precision mode";
     "data_types.buffer_dtype", DTYPE, "null", NOT_YET, "buffers";
     "data_types.grad_accum_dtype", DTYPE, "null", NotYet { except: &["\"fp32\"", "\"float32\"", "\"float\""] }, "gradients add up in f32";
-    "data_types.param_dtype", DTYPE, "null", NOT_YET, "weights; the precision sections say it";
+    "data_types.param_dtype", DTYPE, "null", NoEffect, "weights; it must be what the precision sections say";
     "dataloader_drop_last", Bool, "false", NoEffect, "samples go on into the next epoch, none is dropped";
     "dump_state", Bool, "false", NoEffect, "prints the engine; `bessemer plan` shows it";
     "fp16", SECTION, "{}", Honoured, "fp16 mixed precision with loss scaling";
-    "fp16.auto_cast", Bool, "false", NOT_YET, "casts inputs";
-    "fp16.consecutive_hysteresis", Bool, "false", NOT_YET, "refills hysteresis at each clean step";
-    "fp16.enabled", Bool, "false", NOT_YET, "on";
+    "fp16.auto_cast", Bool, "false", NoEffect, "casts inputs, which are token ids here";
+    "fp16.consecutive_hysteresis", Bool, "false", Honoured, "refills hysteresis at each clean step";
+    "fp16.enabled", Bool, "false", Honoured, "weights and activations in f16, masters and moments in f32";
     "fp16.fp16_master_weights_and_grads", Bool, "false", NOT_YET, "masters in fp16";
-    "fp16.hysteresis", COUNT, "2", NOT_YET, "overflows before the scale falls";
-    "fp16.initial_scale_power", COUNT, "16", NOT_YET, "first scale, as a power of 2";
-    "fp16.loss_scale", NOT_NEGATIVE, "0", NOT_YET, "0: dynamic";
-    "fp16.loss_scale_window", COUNT, "1000", NOT_YET, "clean steps before the scale grows";
-    "fp16.min_loss_scale", NOT_NEGATIVE, "1", NOT_YET, "lowest scale";
+    "fp16.hysteresis", COUNT, "2", Honoured, "overflows until the scale falls";
+    "fp16.initial_scale_power", Int { min: 0, max: 126 }, "16", Honoured, "first scale, as a power of 2";
+    "fp16.loss_scale", OneOf(&[NOT_NEGATIVE, Quoted(&NOT_NEGATIVE)]), "0", Honoured, "what the loss is multiplied by; 0: dynamic";
+    "fp16.loss_scale_window", COUNT, "1000", Honoured, "clean steps between two growths of the scale";
+    "fp16.min_loss_scale", NOT_NEGATIVE, "1", Honoured, "lowest scale; the run stops when a gradient overflows there";
     "gradient_accumulation_steps", POSITIVE, "null", Honoured, "micro-batches of one optimizer step";
     "gradient_clipping", NOT_NEGATIVE, "1.0", Honoured, "largest global L2 norm of the gradient; 0 = off";
     "graph_harvesting", Bool, "false", NoEffect, "CUDA graph of the optimizer step";

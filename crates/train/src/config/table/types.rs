@@ -8,6 +8,7 @@ use std::ops::Bound::{Included, Unbounded};
 
 const RATE_OR_OPTIMIZERS: Kind = OneOf(&[NOT_NEGATIVE, Null]);
 const WARMUP_TYPE: Kind = Names(&["log", "linear"]);
+const CURVE: Kind = Names(&["linear", "cosine", "1-sqrt"]);
 
 /// Optimizers and schedules that are built, by the name of their type.
 pub(crate) static TYPES: &[TypeKeys] = &[
@@ -33,6 +34,13 @@ pub(crate) static TYPES: &[TypeKeys] = &[
     TypeKeys { section: "scheduler", name: "constant_with_warmup", keys: CONSTANT_WITH_WARMUP },
     TypeKeys { section: "scheduler", name: "linear", keys: LINEAR },
     TypeKeys { section: "scheduler", name: "cosine", keys: COSINE },
+    TypeKeys { section: "scheduler", name: "cosine_with_restarts", keys: COSINE_WITH_RESTARTS },
+    TypeKeys { section: "scheduler", name: "cosine_with_min_lr", keys: COSINE_WITH_MIN_LR },
+    TypeKeys { section: "scheduler", name: "polynomial", keys: POLYNOMIAL },
+    TypeKeys { section: "scheduler", name: "inverse_sqrt", keys: INVERSE_SQRT },
+    TypeKeys { section: "scheduler", name: "warmup_stable_decay", keys: WARMUP_STABLE_DECAY },
+    TypeKeys { section: "scheduler", name: "OneCycle", keys: ONE_CYCLE },
+    TypeKeys { section: "scheduler", name: "LRRangeTest", keys: LR_RANGE_TEST },
 ];
 
 /// Types of DeepSpeed, PyTorch and Transformers that are refused for now.
@@ -55,13 +63,6 @@ pub(crate) static TYPES_NOT_YET: &[(&str, &[&str])] = &[
     (
         "scheduler",
         &[
-            "OneCycle",
-            "LRRangeTest",
-            "cosine_with_restarts",
-            "polynomial",
-            "inverse_sqrt",
-            "cosine_with_min_lr",
-            "warmup_stable_decay",
             "reduce_lr_on_plateau",
             "StepLR",
             "MultiStepLR",
@@ -266,4 +267,66 @@ static COSINE: &[Key] = keys! {
     "scheduler.params.num_cycles", NOT_NEGATIVE, "0.5", Honoured, "periods of the cosine; 0.5 ends at 0";
     "scheduler.params.num_training_steps", COUNT, "null", Honoured, "steps of warm-up and decay; null: the run's";
     "scheduler.params.num_warmup_steps", COUNT, "0", Honoured, "steps of the warm-up";
+};
+
+static COSINE_WITH_RESTARTS: &[Key] = keys! {
+    "scheduler.params.num_cycles", POSITIVE, "1", Honoured, "decays, each from the full rate to 0";
+    "scheduler.params.num_training_steps", COUNT, "null", Honoured, "steps of warm-up and decay; null: the run's";
+    "scheduler.params.num_warmup_steps", COUNT, "0", Honoured, "steps of the warm-up";
+};
+
+static COSINE_WITH_MIN_LR: &[Key] = keys! {
+    "scheduler.params.min_lr", NOT_NEGATIVE, "null", Honoured, "lowest rate of the decay; this or min_lr_rate is given";
+    "scheduler.params.min_lr_rate", NOT_NEGATIVE, "null", Honoured, "the same as a share of the optimizer's rate";
+    "scheduler.params.num_cycles", NOT_NEGATIVE, "0.5", Honoured, "periods of the cosine; 0.5 ends at the lowest rate";
+    "scheduler.params.num_training_steps", COUNT, "null", Honoured, "steps of warm-up and decay; null: the run's";
+    "scheduler.params.num_warmup_steps", COUNT, "0", Honoured, "steps of the warm-up";
+};
+
+static POLYNOMIAL: &[Key] = keys! {
+    "scheduler.params.lr_end", NOT_NEGATIVE, "1e-7", Honoured, "last rate; below the optimizer's";
+    "scheduler.params.num_training_steps", COUNT, "null", Honoured, "steps of warm-up and decay; null: the run's";
+    "scheduler.params.num_warmup_steps", COUNT, "0", Honoured, "steps of the warm-up";
+    "scheduler.params.power", NOT_NEGATIVE, "1.0", Honoured, "power of what is left of the decay; 1: a line";
+};
+
+static INVERSE_SQRT: &[Key] = keys! {
+    "scheduler.params.num_training_steps", COUNT, "null", NoEffect, "the decay has no end";
+    "scheduler.params.num_warmup_steps", COUNT, "0", Honoured, "steps of the warm-up";
+    "scheduler.params.timescale", POSITIVE, "null", Honoured, "steps after which the rate has fallen by the root of 2; null: those of the warm-up, else 10000";
+};
+
+static WARMUP_STABLE_DECAY: &[Key] = keys! {
+    "scheduler.params.decay_type", CURVE, "\"cosine\"", Honoured, "curve of the decay";
+    "scheduler.params.min_lr_ratio", SHARE, "0.0", Honoured, "first and last rate, as a share of the optimizer's";
+    "scheduler.params.num_cycles", NOT_NEGATIVE, "0.5", Honoured, "periods of a cosine decay; 0.5 ends at the lowest rate";
+    "scheduler.params.num_decay_steps", COUNT, "null", Honoured, "steps of the decay; must be given";
+    "scheduler.params.num_stable_steps", COUNT, "null", Honoured, "steps at the full rate; null: what warm-up and decay leave of the total";
+    "scheduler.params.num_training_steps", COUNT, "null", Honoured, "steps of all three parts; null: the run's";
+    "scheduler.params.num_warmup_steps", COUNT, "0", Honoured, "steps of the warm-up";
+    "scheduler.params.warmup_type", CURVE, "\"linear\"", Honoured, "curve of the warm-up";
+};
+
+static ONE_CYCLE: &[Key] = keys! {
+    "scheduler.params.cycle_first_stair_count", COUNT, "0", Honoured, "stairs on the way up; 0: a line";
+    "scheduler.params.cycle_first_step_size", POSITIVE, "2000", Honoured, "steps up";
+    "scheduler.params.cycle_max_lr", NOT_NEGATIVE, "null", Honoured, "rate at the top; must be given";
+    "scheduler.params.cycle_max_mom", BELOW_ONE, "0.9", Honoured, "first beta at both ends of the cycle";
+    "scheduler.params.cycle_min_lr", NOT_NEGATIVE, "null", Honoured, "rate at both ends of the cycle; must be given";
+    "scheduler.params.cycle_min_mom", BELOW_ONE, "0.8", Honoured, "first beta at the top, and of the very first step";
+    "scheduler.params.cycle_momentum", Bool, "true", Honoured, "the optimizer's first beta follows the cycle, its second is 0.99";
+    "scheduler.params.cycle_second_stair_count", COUNT, "null", Honoured, "stairs on the way down; null: as many as up";
+    "scheduler.params.cycle_second_step_size", COUNT, "null", Honoured, "steps down; null: as many as up";
+    "scheduler.params.decay_lr_rate", NOT_NEGATIVE, "0.0", Honoured, "after the cycle the rate is divided by 1 + this x intervals";
+    "scheduler.params.decay_mom_rate", NOT_NEGATIVE, "0.0", Honoured, "after the cycle the first beta is multiplied by 1 + this x intervals, up to 0.999";
+    "scheduler.params.decay_step_size", COUNT, "0", Honoured, "steps of an interval of the decay; 0: no decay";
+    "scheduler.params.last_batch_iteration", ANY_INT, "-1", NOT_YET, "where the count begins";
+};
+
+static LR_RANGE_TEST: &[Key] = keys! {
+    "scheduler.params.last_batch_iteration", ANY_INT, "-1", NOT_YET, "where the count begins";
+    "scheduler.params.lr_range_test_min_lr", NOT_NEGATIVE, "0.001", Honoured, "first rate";
+    "scheduler.params.lr_range_test_staircase", Bool, "false", Honoured, "the rate rises between intervals alone";
+    "scheduler.params.lr_range_test_step_rate", NOT_NEGATIVE, "1.0", Honoured, "what an interval adds, as a multiple of the first rate";
+    "scheduler.params.lr_range_test_step_size", POSITIVE, "2000", Honoured, "steps of an interval";
 };

@@ -1,0 +1,258 @@
+//! The schedule as a run file names it.
+//!
+//! Defaults are the table's alone ([`super::keys`]). Keys are those of DeepSpeed's schedules and of the arguments of
+//! Transformers' `get_scheduler`.
+
+use super::rules::OptimizerConfig;
+use optim::schedule::{Curve, LrRangeTest, OneCycle, Schedule, StableDecay, Warmup, WarmupType};
+use serde::{Deserialize, Serialize};
+
+/// The `scheduler` section. A total that is absent is the run's number of steps; a `warmup_max_lr` that is null is the
+/// optimizer's rate.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(tag = "type", content = "params")]
+#[allow(missing_docs, reason = "the keys of scheduler.params, whose meanings stand in the table")]
+pub enum SchedulerConfig {
+    WarmupLR {
+        warmup_min_lr: f64,
+        warmup_max_lr: Option<f64>,
+        warmup_num_steps: u64,
+        warmup_type: WarmupCurve,
+    },
+    WarmupDecayLR {
+        total_num_steps: Option<u64>,
+        warmup_min_lr: f64,
+        warmup_max_lr: Option<f64>,
+        warmup_num_steps: u64,
+        warmup_type: WarmupCurve,
+    },
+    WarmupCosineLR {
+        total_num_steps: Option<u64>,
+        warmup_min_ratio: f64,
+        warmup_num_steps: u64,
+        cos_min_ratio: f64,
+        warmup_type: WarmupCurve,
+    },
+    #[serde(rename = "constant")]
+    Constant {},
+    #[serde(rename = "constant_with_warmup")]
+    ConstantWithWarmup {
+        num_warmup_steps: u64,
+    },
+    #[serde(rename = "linear")]
+    Linear {
+        num_warmup_steps: u64,
+        num_training_steps: Option<u64>,
+    },
+    #[serde(rename = "cosine")]
+    Cosine {
+        num_warmup_steps: u64,
+        num_training_steps: Option<u64>,
+        num_cycles: f64,
+    },
+    #[serde(rename = "cosine_with_restarts")]
+    CosineWithRestarts {
+        num_warmup_steps: u64,
+        num_training_steps: Option<u64>,
+        num_cycles: u64,
+    },
+    #[serde(rename = "cosine_with_min_lr")]
+    CosineWithMinLr {
+        num_warmup_steps: u64,
+        num_training_steps: Option<u64>,
+        num_cycles: f64,
+        min_lr: Option<f64>,
+        min_lr_rate: Option<f64>,
+    },
+    #[serde(rename = "polynomial")]
+    Polynomial {
+        num_warmup_steps: u64,
+        num_training_steps: Option<u64>,
+        lr_end: f64,
+        power: f64,
+    },
+    #[serde(rename = "inverse_sqrt")]
+    InverseSqrt {
+        num_warmup_steps: u64,
+        timescale: Option<u64>,
+    },
+    #[serde(rename = "warmup_stable_decay")]
+    WarmupStableDecay {
+        num_warmup_steps: u64,
+        num_training_steps: Option<u64>,
+        num_stable_steps: Option<u64>,
+        num_decay_steps: u64,
+        warmup_type: Curve,
+        decay_type: Curve,
+        min_lr_ratio: f64,
+        num_cycles: f64,
+    },
+    OneCycle(OneCycle),
+    LRRangeTest(LrRangeTest),
+}
+
+/// `warmup_type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WarmupCurve {
+    /// Logarithmic.
+    Log,
+    /// Linear.
+    Linear,
+}
+
+impl SchedulerConfig {
+    /// The schedule for an optimizer whose own rate is `lr`, in a run of `run_steps` optimizer steps.
+    pub fn schedule(&self, lr: f64, run_steps: u64) -> Schedule {
+        let total = |steps: Option<u64>| steps.unwrap_or(run_steps);
+        match *self {
+            Self::WarmupLR { warmup_min_lr, warmup_max_lr, warmup_num_steps, warmup_type } => Schedule::WarmupLR {
+                min_lr: warmup_min_lr,
+                max_lr: warmup_max_lr.unwrap_or(lr),
+                warmup: warmup_type.over(warmup_num_steps),
+            },
+            Self::WarmupDecayLR { total_num_steps, warmup_min_lr, warmup_max_lr, warmup_num_steps, warmup_type } => {
+                Schedule::WarmupDecayLR {
+                    min_lr: warmup_min_lr,
+                    max_lr: warmup_max_lr.unwrap_or(lr),
+                    warmup: warmup_type.over(warmup_num_steps),
+                    total_steps: total(total_num_steps),
+                }
+            }
+            Self::WarmupCosineLR {
+                total_num_steps,
+                warmup_min_ratio,
+                warmup_num_steps,
+                cos_min_ratio,
+                warmup_type,
+            } => Schedule::WarmupCosineLR {
+                lr,
+                min_ratio: warmup_min_ratio,
+                warmup: warmup_type.over(warmup_num_steps),
+                cos_min_ratio,
+                total_steps: total(total_num_steps),
+            },
+            Self::OneCycle(cycle) => Schedule::OneCycle(cycle),
+            Self::LRRangeTest(test) => Schedule::LRRangeTest(test),
+            _ => self.of_transformers(lr, total(self.total_steps())),
+        }
+    }
+
+    fn of_transformers(&self, lr: f64, total_steps: u64) -> Schedule {
+        let warmup_steps = self.warmup_steps().unwrap_or(0);
+        match *self {
+            Self::ConstantWithWarmup { .. } => Schedule::ConstantWithWarmup { lr, warmup_steps },
+            Self::Linear { .. } => Schedule::Linear { lr, warmup_steps, total_steps },
+            Self::Cosine { num_cycles, .. } => {
+                Schedule::Cosine { lr, warmup_steps, total_steps, num_cycles, min_ratio: 0.0 }
+            }
+            Self::CosineWithRestarts { num_cycles, .. } => {
+                Schedule::CosineWithRestarts { lr, warmup_steps, total_steps, num_cycles }
+            }
+            Self::CosineWithMinLr { num_cycles, min_lr, min_lr_rate, .. } => {
+                let share = |min_lr| if lr == 0.0 { 0.0 } else { min_lr / lr };
+                let min_ratio = min_lr_rate.or(min_lr.map(share)).unwrap_or(0.0);
+                Schedule::Cosine { lr, warmup_steps, total_steps, num_cycles, min_ratio }
+            }
+            Self::Polynomial { lr_end, power, .. } => {
+                Schedule::Polynomial { lr, warmup_steps, total_steps, end_lr: lr_end, power }
+            }
+            Self::InverseSqrt { timescale, .. } => {
+                const WITHOUT_WARMUP: u64 = 10_000;
+                let timescale = timescale.unwrap_or(if warmup_steps == 0 { WITHOUT_WARMUP } else { warmup_steps });
+                Schedule::InverseSqrt { lr, warmup_steps, timescale }
+            }
+            Self::WarmupStableDecay {
+                num_stable_steps,
+                num_decay_steps,
+                warmup_type,
+                decay_type,
+                min_lr_ratio,
+                num_cycles,
+                ..
+            } => {
+                let rest = total_steps.saturating_sub(warmup_steps).saturating_sub(num_decay_steps);
+                let parts = StableDecay {
+                    warmup_steps,
+                    stable_steps: num_stable_steps.unwrap_or(rest),
+                    decay_steps: num_decay_steps,
+                    warmup: warmup_type,
+                    decay: decay_type,
+                    min_ratio: min_lr_ratio,
+                    num_cycles,
+                };
+                Schedule::WarmupStableDecay { lr, parts }
+            }
+            _ => Schedule::Constant { lr },
+        }
+    }
+
+    /// What the file says of the length of warm-up and decay together.
+    fn total_steps(&self) -> Option<u64> {
+        match *self {
+            Self::WarmupDecayLR { total_num_steps: total, .. }
+            | Self::WarmupCosineLR { total_num_steps: total, .. }
+            | Self::Linear { num_training_steps: total, .. }
+            | Self::Cosine { num_training_steps: total, .. }
+            | Self::CosineWithRestarts { num_training_steps: total, .. }
+            | Self::CosineWithMinLr { num_training_steps: total, .. }
+            | Self::Polynomial { num_training_steps: total, .. }
+            | Self::WarmupStableDecay { num_training_steps: total, .. } => total,
+            _ => None,
+        }
+    }
+
+    fn warmup_steps(&self) -> Option<u64> {
+        match *self {
+            Self::WarmupLR { warmup_num_steps: steps, .. }
+            | Self::WarmupDecayLR { warmup_num_steps: steps, .. }
+            | Self::WarmupCosineLR { warmup_num_steps: steps, .. }
+            | Self::ConstantWithWarmup { num_warmup_steps: steps }
+            | Self::Linear { num_warmup_steps: steps, .. }
+            | Self::Cosine { num_warmup_steps: steps, .. }
+            | Self::CosineWithRestarts { num_warmup_steps: steps, .. }
+            | Self::CosineWithMinLr { num_warmup_steps: steps, .. }
+            | Self::Polynomial { num_warmup_steps: steps, .. }
+            | Self::InverseSqrt { num_warmup_steps: steps, .. }
+            | Self::WarmupStableDecay { num_warmup_steps: steps, .. } => Some(steps),
+            _ => None,
+        }
+    }
+
+    /// What is odd about the schedule in a run of `run_steps` steps and is said once in the log.
+    pub fn notices(&self, optimizer: Option<&OptimizerConfig>, run_steps: u64) -> Vec<String> {
+        let mut notices = Vec::new();
+        let falls =
+            matches!(self, Self::WarmupDecayLR { .. } | Self::WarmupCosineLR { .. }) || self.total_steps().is_some();
+        if let Some(warmup) = self.warmup_steps().filter(|_| falls) {
+            let (name, total) = match self.total_steps() {
+                Some(total) => ("scheduler's total", total),
+                None => ("run's length", run_steps),
+            };
+            if total < warmup {
+                notices.push(format!(
+                    "the {name} of {total} steps is less than its warm-up of {warmup}: the decay is over before it begins"
+                ));
+            }
+        }
+        if let (Self::OneCycle(OneCycle { cycle_momentum: true, .. }), Some(optimizer)) = (self, optimizer)
+            && !optimizer.rule.has_betas()
+        {
+            notices.push(
+                "scheduler.params.cycle_momentum has no effect: the optimizer has no betas for the cycle to move"
+                    .to_owned(),
+            );
+        }
+        notices
+    }
+}
+
+impl WarmupCurve {
+    fn over(self, steps: u64) -> Warmup {
+        let kind = match self {
+            Self::Log => WarmupType::Log,
+            Self::Linear => WarmupType::Linear,
+        };
+        Warmup { steps, kind }
+    }
+}
