@@ -17,10 +17,12 @@
 //!   write.
 //! - What is read is what was written: each piece and the manifest carry a crc32c, and no byte is handed on before it is
 //!   checked.
-//! - Writing holds one tensor in memory, reading the elements asked for; either has one MiB beside.
+//! - Writing holds one tensor in memory and four MiB beside, writing in the background a copy of all of them; reading
+//!   holds the elements asked for and one MiB.
 //!
 //! Plain Rust on purpose: no tensor type of ours appears here. Not here: which tensors there are ([`crate::Engine`]).
 
+mod direct;
 pub mod folder;
 pub mod manifest;
 pub mod read;

@@ -93,7 +93,7 @@ fn when_the_first_checkpoint_of_a_run_fails_nothing_is_left_but_its_empty_folder
         path: dir.clone(),
         source: std::io::Error::from(std::io::ErrorKind::StorageFull),
     };
-    let result = write(&dir, &super::head(10), &super::specs(), &mut |_| Err(out_of_space()));
+    let result = write(&dir, &super::head(10), &super::specs(), &mut |_| Err::<Vec<f32>, _>(out_of_space()));
     assert!(result.is_err());
     assert_eq!(names(&dir), Vec::<String>::new());
     assert!(newest(&dir).unwrap().is_none());
