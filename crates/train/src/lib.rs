@@ -29,6 +29,7 @@ mod output;
 pub mod plan;
 pub mod pretrained;
 pub mod run;
+mod saving;
 mod state;
 pub mod step;
 pub mod system;
