@@ -1,10 +1,11 @@
-//! What checkpoints cost the step: GPT-2 124M trained with none, with one every 10 steps written beside training, and with
-//! one that training waits for.
+//! What a checkpoint every 10 steps costs the step of GPT-2 124M.
 //!
-//! `cargo run --release -p bessemer-train --example checkpoint_cost [OUTPUT] [STEPS] [MICRO_BATCH] [LENGTH]`
+//! `cargo run --release -p bessemer-train --example checkpoint_cost -- [beside|between] [OUTPUT] [STEPS] [ROWS] [LENGTH]`
 //!
-//! Prints the time between the ends of steps, whatever lies between: over whole periods of 10 steps that begin with the
-//! checkpoint, the first 10 steps left out, and so are the last checkpoint and the export.
+//! `beside`: written while training goes on; `between`: training waits. A checkpoint is due after every 20th step, so that
+//! ten steps with one and ten without alternate: what else the machine does falls on both alike. Prints the time from the
+//! end of a step to the end of the next, saving counted, over the ten steps after each checkpoint and over the ten after
+//! those. The last checkpoint and the export are not counted.
 
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -17,26 +18,33 @@ const PERIOD: usize = 10;
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let number = |place: usize, default: usize| args.get(place).map_or(default, |arg| arg.parse().expect("a number"));
-    let output = args.first().map_or_else(|| std::env::temp_dir().join("checkpoint_cost"), PathBuf::from);
-    let (steps, rows, length) = (number(1, 2 * PERIOD + 2), number(2, 4), number(3, 256));
-    let mut none = f64::NAN;
-    for (name, every, is_async) in [("none", 0, true), ("beside", PERIOD, true), ("between", PERIOD, false)] {
-        let seconds = mean_step(&output, (steps, rows, length), every, is_async);
-        if every == 0 {
-            none = seconds;
-        }
-        println!("{name:<8} {:8.1} ms a step, {:.3} of none", 1e3 * seconds, seconds / none);
+    let is_async = args.first().is_none_or(|mode| mode == "beside");
+    let output = args.get(1).map_or_else(|| std::env::temp_dir().join("checkpoint_cost"), PathBuf::from);
+    let ends = ends_of_steps(&output, (number(2, 61), number(3, 4), number(4, 256)), is_async);
+    let _ = std::fs::remove_dir_all(&output);
+    let seconds = |from: usize, to: usize| (ends[to - 1] - ends[from - 1]).as_secs_f64();
+    let (mut with, mut without, mut pairs) = (0.0, 0.0, 0);
+    for start in (2 * PERIOD..=ends.len().saturating_sub(2 * PERIOD)).step_by(2 * PERIOD) {
+        let pair = (seconds(start, start + PERIOD), seconds(start + PERIOD, start + 2 * PERIOD));
+        let first = seconds(start, start + 1) - pair.1 / PERIOD as f64;
+        println!(
+            "{:.3} s with, {:.3} s without, ratio {:.4}; first step +{first:.3} s",
+            pair.0,
+            pair.1,
+            pair.0 / pair.1
+        );
+        (with, without, pairs) = (with + pair.0, without + pair.1, pairs + 1);
     }
+    println!("ratio {:.4} over {pairs} pairs of {PERIOD} steps", with / without);
 }
 
-/// Seconds from step to step, over whole periods.
-fn mean_step(output: &Path, (steps, rows, length): (usize, usize, usize), every: usize, is_async: bool) -> f64 {
+fn ends_of_steps(output: &Path, (steps, rows, length): (usize, usize, usize), is_async: bool) -> Vec<Instant> {
     let _ = std::fs::remove_dir_all(output);
     let text = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/data/tinyshakespeare.txt");
     let config = json!({
         "model": { "preset": "gpt2-124m" },
         "data": { "train": text, "tokenizer": "byte", "sequence_length": length },
-        "run": { "output": output, "steps": steps, "checkpoint_every": every, "checkpoint_async": is_async,
+        "run": { "output": output, "steps": steps, "checkpoint_every": 2 * PERIOD, "checkpoint_async": is_async,
                  "keep_checkpoints": 2 },
         "train_batch_size": rows,
         "optimizer": { "type": "AdamW", "params": { "lr": 1e-4 } },
@@ -46,12 +54,9 @@ fn mean_step(output: &Path, (steps, rows, length): (usize, usize, usize), every:
     let (mut ends, stop) = (Vec::new(), Stop::default());
     let mut watch = |event: Event<'_>| match event {
         Event::Step(_) => ends.push(Instant::now()),
-        Event::Saved { path } => eprintln!("{} after step {}", path.display(), ends.len()),
+        Event::Saved { path } => eprintln!("{} is there at step {}", path.display(), ends.len()),
         _ => {}
     };
     Run::prepare(config, false, &mut watch).and_then(|run| run.execute(&mut watch, &stop)).expect("a run");
-    let _ = std::fs::remove_dir_all(output);
-    let periods = (ends.len() - PERIOD) / PERIOD;
-    let (first, last) = (ends[PERIOD - 1], ends[PERIOD - 1 + periods * PERIOD]);
-    (last - first).as_secs_f64() / (periods * PERIOD) as f64
+    ends
 }
