@@ -3,9 +3,9 @@
 //! `cargo run --release -p bessemer-train --example checkpoint_cost -- [beside|between] [OUTPUT] [STEPS] [ROWS] [LENGTH]`
 //!
 //! `beside`: written while training goes on; `between`: training waits. A checkpoint is due after every 20th step, so that
-//! ten steps with one and ten without alternate: what else the machine does falls on both alike. Prints the time from the
-//! end of a step to the end of the next, saving counted, over the ten steps after each checkpoint and over the ten after
-//! those. The last checkpoint and the export are not counted.
+//! ten steps without one and ten with one alternate: what else the machine does falls on both alike. Prints the time from
+//! the end of a step to the end of the next, saving counted, over the ten steps before each checkpoint and the ten after
+//! it. The last checkpoint and the export are not counted.
 
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -20,12 +20,12 @@ fn main() {
     let number = |place: usize, default: usize| args.get(place).map_or(default, |arg| arg.parse().expect("a number"));
     let is_async = args.first().is_none_or(|mode| mode == "beside");
     let output = args.get(1).map_or_else(|| std::env::temp_dir().join("checkpoint_cost"), PathBuf::from);
-    let ends = ends_of_steps(&output, (number(2, 61), number(3, 4), number(4, 256)), is_async);
+    let ends = ends_of_steps(&output, (number(2, 31), number(3, 4), number(4, 256)), is_async);
     let _ = std::fs::remove_dir_all(&output);
     let seconds = |from: usize, to: usize| (ends[to - 1] - ends[from - 1]).as_secs_f64();
     let (mut with, mut without, mut pairs) = (0.0, 0.0, 0);
-    for start in (2 * PERIOD..=ends.len().saturating_sub(2 * PERIOD)).step_by(2 * PERIOD) {
-        let pair = (seconds(start, start + PERIOD), seconds(start + PERIOD, start + 2 * PERIOD));
+    for start in (2 * PERIOD..=ends.len().saturating_sub(PERIOD)).step_by(2 * PERIOD) {
+        let pair = (seconds(start, start + PERIOD), seconds(start - PERIOD, start));
         let first = seconds(start, start + 1) - pair.1 / PERIOD as f64;
         println!(
             "{:.3} s with, {:.3} s without, ratio {:.4}; first step +{first:.3} s",

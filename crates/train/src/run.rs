@@ -358,7 +358,7 @@ impl<'a> Loop<'a> {
             Some(step) => MetricsFile::read_all(&path)?.iter().any(|line| is_evaluation(line, step)).then_some(step),
             None => None,
         };
-        let saver = Saver::new(output.checkpoints(), &engine.config, resumed_at);
+        let saver = Saver::new(output.checkpoints(), engine, resumed_at)?;
         Ok(Self { engine, data, output, metrics, saver, _lock: lock, evaluated })
     }
 

@@ -8,7 +8,6 @@
 //! the end. The checkpoints before are as they were.
 
 use crate::checkpoint::{self, Background, Head, Job, TensorSpec};
-use crate::config::RunConfig;
 use crate::engine::Engine;
 use crate::error::{Result, TrainError};
 use crate::event::{Event, Observer};
@@ -28,10 +27,18 @@ pub(crate) struct Saver {
 }
 
 impl Saver {
-    /// `saved`: the step of the checkpoint that the run goes on from.
-    pub(crate) fn new(folder: PathBuf, config: &RunConfig, saved: Option<u64>) -> Self {
-        let (keep, is_async) = (config.run.keep_checkpoints, config.checkpoint_async());
-        Self { folder, keep, is_async, saved, background: Background::default() }
+    /// Of the run that `engine` begins or, from the checkpoint of step `saved`, goes on with. Takes the memory that saving
+    /// needs, if a checkpoint is due before the last step.
+    ///
+    /// # Errors
+    /// There is no memory.
+    pub(crate) fn new(folder: PathBuf, engine: &Engine, saved: Option<u64>) -> Result<Self> {
+        let (run, is_async) = (&engine.config.run, engine.config.checkpoint_async());
+        let mut background = Background::default();
+        if is_async && engine.counters.step + run.checkpoint_every < engine.plan.steps {
+            background.reserve(&folder, engine.state.checkpoint_elements(&engine.model))?;
+        }
+        Ok(Self { folder, keep: run.keep_checkpoints, is_async, saved, background })
     }
 
     /// Saves the state of `engine`, unless that was done at this very step. Returns when it is copied; the last one, when it

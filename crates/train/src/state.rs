@@ -134,9 +134,9 @@ impl TrainState {
         tensors
     }
 
-    /// Bytes of the values of a checkpoint.
-    pub fn checkpoint_bytes(&self, model: &Model) -> u64 {
-        self.tensors(model).iter().map(|tensor| (tensor.state.shape.elements() * size_of::<f32>()) as u64).sum()
+    /// The number of values of a checkpoint, each an f32.
+    pub fn checkpoint_elements(&self, model: &Model) -> usize {
+        self.tensors(model).iter().map(|tensor| tensor.state.shape.elements()).sum()
     }
 
     /// After masters were written from outside: makes the compute copies again.

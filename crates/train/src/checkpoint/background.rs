@@ -14,8 +14,11 @@ use super::{CheckpointError, Head, TensorSpec, prune, write};
 use bytemuck::{cast_slice, cast_slice_mut};
 use memmap2::MmapMut;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread::{Builder, JoinHandle};
+
+/// No system has smaller pages.
+const PAGE_BYTES: usize = 4096;
 
 /// What becomes one checkpoint.
 #[derive(Clone, Debug)]
@@ -45,7 +48,22 @@ struct Written {
 }
 
 impl Background {
-    /// Takes the snapshot and begins to write it. `copy` puts the values of a tensor, by its place in the job, into the
+    /// Takes the memory of a snapshot of `elements` values now rather than at the first checkpoint: the system hands out
+    /// gigabytes more slowly than they are copied. `dir`: the folder of checkpoints, for messages.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Io`] if there is no memory.
+    pub fn reserve(&mut self, dir: &Path, elements: usize) -> Result<(), CheckpointError> {
+        let bytes = elements * size_of::<f32>();
+        if self.snapshot.as_ref().is_none_or(|snapshot| snapshot.len() != bytes) {
+            self.snapshot = None;
+            let memory = memory(bytes).map_err(CheckpointError::io(dir, "set memory aside for a checkpoint"))?;
+            self.snapshot = Some(memory);
+        }
+        Ok(())
+    }
+
+    /// Takes the snapshot, of the memory reserved, and begins to write it. `copy` puts the values of a tensor, by its place in the job, into the
     /// slice it is given: those of all its runs, one after the other. It is called once for each, in order.
     ///
     /// # Errors
@@ -60,12 +78,8 @@ impl Background {
     ) -> Result<(), E> {
         assert!(self.writer.is_none(), "Background::start: the checkpoint before is still being written");
         let places = places(&job.tensors);
-        let bytes = places.last().map_or(0, |place| place.end) * size_of::<f32>();
-        let kept = self.snapshot.take().filter(|snapshot| snapshot.len() == bytes);
-        let mut snapshot = match kept {
-            Some(snapshot) => snapshot,
-            None => memory(bytes).map_err(CheckpointError::io(&job.dir, "set memory aside for a checkpoint"))?,
-        };
+        self.reserve(&job.dir, places.last().map_or(0, |place| place.end))?;
+        let mut snapshot = self.snapshot.take().expect("Background::start: reserved above");
         let values: &mut [f32] = cast_slice_mut(&mut snapshot);
         for (index, place) in places.iter().enumerate() {
             copy(index, &mut values[place.clone()])?;
@@ -125,9 +139,11 @@ fn places(tensors: &[TensorSpec]) -> Vec<Range<usize>> {
 
 /// Pages of its own, so that they go back to the system, and huge ones, so that they come quickly.
 fn memory(bytes: usize) -> std::io::Result<MmapMut> {
-    let memory = MmapMut::map_anon(bytes)?;
+    let mut memory = MmapMut::map_anon(bytes)?;
     // A system without huge pages says no, and small ones do.
     #[cfg(target_os = "linux")]
     let _ = memory.advise(memmap2::Advice::HugePage);
+    // Only what is touched becomes memory.
+    memory.chunks_mut(PAGE_BYTES).for_each(|page| page[0] = 0);
     Ok(memory)
 }

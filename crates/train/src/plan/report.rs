@@ -188,7 +188,8 @@ fn dry_step(mut engine: Engine) -> Result<(BTreeMap<&'static str, u64>, u64)> {
     let report = engine.step()?;
     let ledger = engine.queue.ledger();
     let memory = MemoryKind::ALL.map(|kind| (kind.name(), ledger.peak[kind as usize] as u64));
-    let snapshot = (engine.config.checkpoint_async()).then(|| (SNAPSHOT, engine.state.checkpoint_bytes(&engine.model)));
+    let snapshot_bytes = || (engine.state.checkpoint_elements(&engine.model) * size_of::<f32>()) as u64;
+    let snapshot = engine.config.checkpoint_async().then(|| (SNAPSHOT, snapshot_bytes()));
     // Backward of a product is two products; recompute runs forward once more.
     let passes = if engine.config.run.recompute { 4 } else { 3 };
     Ok((memory.into_iter().chain(snapshot).collect(), passes * report.cost.flops / (length * rows) as u64))
