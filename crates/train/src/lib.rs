@@ -35,6 +35,7 @@ mod output;
 pub mod plan;
 pub mod pretrained;
 pub mod run;
+mod saving;
 mod state;
 pub mod step;
 pub mod system;

@@ -71,6 +71,21 @@ fn a_run_file_is_read_with_the_defaults_of_its_types() {
 }
 
 #[test]
+fn checkpoints_on_the_way_are_written_beside_training_unless_the_file_says_otherwise_in_our_words_or_deepspeeds() {
+    let is_async = |every: u64, ours: Value, writer: Value| {
+        let run = json!({ "checkpoint_every": every, "checkpoint_async": ours });
+        config(json!({ "run": run, "checkpoint": { "writer": writer } })).checkpoint_async()
+    };
+    let fast = json!({ "type": "FAST" });
+    assert!(is_async(10, Value::Null, Value::Null) && is_async(10, Value::Null, fast));
+    assert!(!is_async(10, json!(false), Value::Null) && !is_async(10, Value::Null, json!({ "decoupled": false })));
+    assert!(is_async(10, Value::Null, json!({ "decoupled": true })));
+    assert!(is_async(10, json!(true), json!({ "decoupled": false })));
+    // There is nothing to go on with beside the only one, at the end.
+    assert!(!is_async(0, json!(true), Value::Null));
+}
+
+#[test]
 fn adam_decouples_its_decay_unless_told_otherwise_and_adam_w_always_does() {
     let decoupled = |kind: &str, params: Value| {
         config(json!({ "optimizer": { "type": kind, "params": params } })).optimizer.unwrap().rule.decoupled_decay()

@@ -31,6 +31,7 @@ pub(super) static KEYS: &[Key] = keys! {
     "model.path", Text, "null", Honoured, "a folder in the Hugging Face layout, a checkpoint or a run's output";
     "model.preset", Text, "null", Honoured, "a known architecture; random weights";
     "run", SECTION, "{}", Honoured, "how long, where to and how often";
+    "run.checkpoint_async", Bool, "null", Honoured, "checkpoints are written while training goes on, from a copy of the state in memory; null: where there is memory for it";
     "run.checkpoint_every", COUNT, "0", Honoured, "steps between checkpoints; 0: one at the end";
     "run.deterministic", Bool, "false", Honoured, "same bits on any number of data-parallel ranks";
     "run.device", Names(&["auto", "cpu"]), "\"auto\"", Honoured, "where the run computes";
