@@ -134,9 +134,10 @@ fn set(root: &mut Map<String, Value>, text: &str) -> Result<String, ConfigError>
     };
     let path = &today(path);
     let is_text = Keys::new(&[]).get(path).is_some_and(|key| matches!(key.kind, Kind::Text));
-    let value = match read::parse(raw) {
+    let is_quoted = raw.trim_start().starts_with(['"', '\'']);
+    let value = match read::parse_value(raw) {
         // A path that looks like a number is still a path.
-        Ok(value) if !is_text || value.is_string() || value.is_null() => value,
+        Ok(value) if value.is_null() || (if value.is_string() { is_quoted } else { !is_text }) => value,
         _ => Value::String(raw.to_owned()),
     };
     resolve::insert(root, path, value).map_err(|section| {

@@ -8,6 +8,7 @@
 //! | `load` | file and command line to [`RunConfig`] |
 //! | `rules` | optimizer and schedule |
 //! | `resolve` | every key with its final value and its origin |
+//! | [`reference`] | the page of all keys, `docs/config.md` |
 //!
 //! # Invariants
 //! - A default is written once, in the table. [`RunConfig`] is read from the file with absent keys filled in.
@@ -20,6 +21,7 @@ mod error;
 pub mod keys;
 mod load;
 mod read;
+pub mod reference;
 mod resolve;
 mod rules;
 mod table;
