@@ -143,7 +143,7 @@ fn a_wrong_type_or_range_says_the_value_found_and_what_it_must_be() {
 }
 
 #[test]
-fn what_is_not_supported_yet_is_refused_by_name_with_what_would_do() {
+fn what_is_not_supported_yet_can_be_planned_and_is_refused_for_training_by_name_with_what_would_do() {
     let optimizers = format!("it must be {OPTIMIZERS}");
     let cases = [
         ("/fp16", json!({ "loss_scale": 128, "enabled": true }), "fp16.enabled is true, which is not supported yet; it must be false".to_owned()),
@@ -154,11 +154,14 @@ fn what_is_not_supported_yet_is_refused_by_name_with_what_would_do() {
         ("/wandb", json!({ "enabled": true, "project": "x" }), "wandb.enabled is true, which is not supported yet; it must be false".into()),
         ("/compression_training", json!({ "weight_quantization": { "shared_parameters": { "enabled": true } } }), "compression_training.weight_quantization.shared_parameters.enabled is true, which is not supported yet; it must be false".into()),
         ("/optimizer/type", json!("OneBitAdam"), format!("optimizer.type is \"OneBitAdam\", which is not supported yet; {optimizers}")),
-        ("/optimizer/type", json!("AdmW"), format!("optimizer.type is \"AdmW\"; {optimizers}")),
     ];
     for (path, value, want) in cases {
-        assert_eq!(refusal(path, value), format!("run.json: {want}"));
+        let config = RunConfig::from_value(file_with(path, value), "run.json").unwrap();
+        assert_eq!(config.for_training().unwrap_err().to_string(), format!("run.json: {want}"));
+        assert_eq!(config.supported().unwrap_err().to_string(), format!("run.json: {want}"));
     }
+    let unknown = format!("run.json: optimizer.type is \"AdmW\"; {optimizers}");
+    assert_eq!(refusal("/optimizer/type", json!("AdmW")), unknown);
 }
 
 #[test]

@@ -12,7 +12,8 @@
 //!
 //! # Invariants
 //! - A default is written once, in the table. [`RunConfig`] is read from the file with absent keys filled in.
-//! - What is accepted and not honoured is listed by [`RunConfig::notices`]; everything else is an error that names it.
+//! - What is accepted and has no effect is listed by [`RunConfig::notices`]; what does not work yet can be planned and is
+//!   refused by [`RunConfig::supported`], which training asks; everything else is an error that names it.
 //!
 //! Not here: what follows from the numbers ([`crate::plan`]).
 
@@ -29,12 +30,13 @@ mod together;
 
 pub use error::ConfigError;
 pub use load::Overrides;
-pub use resolve::{Origin, Setting};
+pub use resolve::{Fate, Origin, Setting};
 pub use rules::{
     AdamParams, GroupConfig, MuonParams, NoRule, OptimizerConfig, OptimizerRule, Rated, RatedRule, SchedulerConfig,
     WarmupCurve,
 };
 
+use check::Unheeded;
 use data::DataConfig;
 use optim::schedule::Schedule;
 use serde::{Deserialize, Serialize};
@@ -170,7 +172,7 @@ struct Given {
     root: Map<String, Value>,
     filled: Value,
     origins: BTreeMap<String, Origin>,
-    no_effect: Vec<String>,
+    unheeded: Unheeded,
     notices: Vec<String>,
 }
 
@@ -218,11 +220,26 @@ impl RunConfig {
         }
     }
 
+    /// Refuses keys that are known and do not work yet. A plan may hold them, a run may not.
+    ///
+    /// # Errors
+    /// The first of them, its value, and what would do.
+    pub fn supported(&self) -> Result<(), ConfigError> {
+        match self.given.unheeded.not_yet.first() {
+            Some(fault) => {
+                let source = load::source(&self.given.name, &self.given.origins, &fault.path);
+                Err(ConfigError::about(source, &fault.message))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Model, data and optimizer, which training needs and a bare DeepSpeed config may lack.
     ///
     /// # Errors
-    /// The first of them that is missing, with an example of it.
+    /// The first of them that is missing, with an example of it; or as [`RunConfig::supported`].
     pub fn for_training(&self) -> Result<(ModelSource<'_>, &DataConfig, &OptimizerConfig), ConfigError> {
+        self.supported()?;
         let missing =
             |what: &str, example: &str| self.error(format!("{what} is missing; training needs one, such as {example}"));
         let model = self.model.as_ref().and_then(ModelConfig::source);
@@ -257,8 +274,9 @@ impl RunConfig {
     /// What to say once in the log: older names that were understood, and keys that have no effect here.
     pub fn notices(&self) -> Vec<String> {
         let mut notices = self.given.notices.clone();
-        if !self.given.no_effect.is_empty() {
-            notices.push(format!("these keys have no effect here: {}", self.given.no_effect.join(", ")));
+        let no_effect = &self.given.unheeded.no_effect;
+        if !no_effect.is_empty() {
+            notices.push(format!("these keys have no effect here: {}", no_effect.join(", ")));
         }
         notices
     }
@@ -267,8 +285,12 @@ impl RunConfig {
     /// that were changed since count; `derived` (path, value) comes on top, such as the batch sizes of the plan.
     pub fn resolved(&self, derived: &[(&str, Value)]) -> Value {
         let mut resolved = self.given.filled.clone();
-        let typed = serde_json::to_value(self).unwrap_or_else(|e| panic!("RunConfig::resolved: {e}"));
+        let mut typed = serde_json::to_value(self).unwrap_or_else(|e| panic!("RunConfig::resolved: {e}"));
         for section in ["optimizer", "scheduler"] {
+            let not_built = self.given.unheeded.not_yet.iter().any(|fault| fault.path == format!("{section}.type"));
+            if not_built && typed[section].is_null() {
+                typed[section] = resolved[section].clone();
+            }
             // Another type has other params.
             if resolved[section]["type"] != typed[section]["type"] {
                 resolved[section] = Value::Null;
@@ -290,9 +312,20 @@ impl RunConfig {
         let mut settings = Vec::new();
         resolve::leaves(&resolved, "", &mut |key, value| {
             let origin = self.origin(key, value, derived);
-            settings.push(Setting { key: key.to_owned(), value: value.clone(), origin });
+            let fate = self.fate(key);
+            settings.push(Setting { key: key.to_owned(), value: value.clone(), origin, fate });
         });
         settings
+    }
+
+    fn fate(&self, key: &str) -> Fate {
+        let is_at =
+            |path: &str| key.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
+        match &self.given.unheeded {
+            Unheeded { not_yet, .. } if not_yet.iter().any(|fault| is_at(&fault.path)) => Fate::NotYet,
+            Unheeded { no_effect, .. } if no_effect.iter().any(|path| is_at(path)) => Fate::NoEffect,
+            _ => Fate::Heeded,
+        }
     }
 
     fn origin(&self, key: &str, value: &Value, derived: &[(&str, Value)]) -> Origin {

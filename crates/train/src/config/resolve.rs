@@ -20,6 +20,18 @@ pub enum Origin {
     Derived,
 }
 
+/// What becomes of a value in a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fate {
+    /// It does what it says, or asks for what happens anyway.
+    Heeded,
+    /// It tunes something that has no counterpart here.
+    NoEffect,
+    /// It does not work yet, and training refuses it.
+    NotYet,
+}
+
 /// One key with its final value.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Setting {
@@ -29,6 +41,8 @@ pub struct Setting {
     pub value: Value,
     /// Where it came from.
     pub origin: Origin,
+    /// What becomes of it.
+    pub fate: Fate,
 }
 
 /// `given` with every absent key of its sections at its default, in the table's order. A section that is null by

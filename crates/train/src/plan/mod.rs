@@ -51,8 +51,9 @@ impl RunPlan {
     /// `epoch_samples`: samples of the training data, for runs measured in epochs; 0 where there are no data yet.
     ///
     /// # Errors
-    /// Batch sizes that do not fit or are beyond any machine, or an unknown instruction set.
+    /// Keys that do not work yet, batch sizes that do not fit or are beyond any machine, or an unknown instruction set.
     pub fn resolve(config: &RunConfig, sequence_length: usize, epoch_samples: u64) -> Result<Self, ConfigError> {
+        config.supported()?;
         Self::resolve_for(config, Batch::of(config, 1)?, sequence_length, epoch_samples)
     }
 

@@ -105,8 +105,6 @@ pub(super) static KEYS: &[Key] = keys! {
     "zero_optimization.allgather_bucket_size", Int { min: 2, max: i64::MAX }, "500000000", NoEffect, "elements of one gather";
     "zero_optimization.allgather_partitions", Bool, "true", NoEffect, "gathers or broadcasts";
     "zero_optimization.contiguous_gradients", Bool, "true", NoEffect, "copies gradients into one buffer";
-    "zero_optimization.cpu_offload", Bool, "false", NoEffect, "older name of offload_optimizer on the CPU";
-    "zero_optimization.cpu_offload_param", Bool, "false", NoEffect, "older name of offload_param on the CPU";
     "zero_optimization.cpu_offload_use_pin_memory", Bool, "false", NoEffect, "older name of pin_memory";
     "zero_optimization.elastic_checkpoint", Bool, "false", NoEffect, "any mesh reads our checkpoints";
     "zero_optimization.enable_sanity_checks", Bool, "false", NoEffect, "DeepSpeed checks itself";
