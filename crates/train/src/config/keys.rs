@@ -234,10 +234,9 @@ impl Keys {
     /// The keys directly inside a section (the whole file: ""), with their last names.
     pub(super) fn children(&self, section: &str) -> impl Iterator<Item = (&'static str, &'static Key)> {
         let prefix = join(section, "");
-        self.all().filter_map(move |key| {
-            let name = key.path.strip_prefix(prefix.as_str())?;
-            (!name.contains(['.', '['])).then_some((name, key))
-        })
+        let from_here = self.rows.range::<str, _>((Bound::Included(prefix.as_str()), Bound::Unbounded));
+        let inside = from_here.map_while(move |(path, key)| Some((path.strip_prefix(prefix.as_str())?, *key)));
+        inside.filter(|(name, _)| !name.contains(['.', '[']))
     }
 
     /// The known path nearest to an unknown `name` inside `section`, for a message.

@@ -4,14 +4,14 @@
 //! 1. Read the text ([`super::read`]); older names become today's.
 //! 2. Write `--set` values, then `--model` and `--data`, over it.
 //! 3. Find the keys of the types it names and check every value ([`super::check`]), then what several keys
-//!    say together ([`super::together`]).
+//!    say together ([`super::together`], and DeepSpeed's own rules, [`super::compatible`]).
 //! 4. Fill in defaults ([`super::resolve::fill`]) and read the typed configuration from that.
 
 use super::check::{self, Fault, shown};
 use super::error::ConfigError;
 use super::keys::{Keys, Kind, TypeKeys, join, type_keys};
 use super::resolve::{self, Origin};
-use super::{Given, RunConfig, read, together};
+use super::{Given, RunConfig, compatible, read, together};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -63,7 +63,8 @@ pub(super) fn from_value(value: Value, name: &str, overrides: &Overrides<'_>) ->
     let Types { keys, later } = types(&mut root).map_err(blame)?;
     let keys = Keys::new(&keys);
     let mut unheeded = check::check(&keys, &mut root).map_err(blame)?;
-    together::check(&resolve::fill(&keys, &root)).map_err(blame)?;
+    together::check(&root).map_err(blame)?;
+    compatible::check(&root, &resolve::fill(&keys, &root)).map_err(blame)?;
 
     derive(&mut root, name, &mut origins);
     let filled = Value::Object(resolve::fill(&keys, &root));

@@ -5,6 +5,7 @@
 //! | `read` | text to JSON: comments, trailing commas, keys that stand twice |
 //! | [`keys`], `table` | every key: type, range, default, fate, meaning |
 //! | `check`, `together` | the walk over a file against the table; rules between keys |
+//! | `compatible` | DeepSpeed's rules of what goes with what |
 //! | `load` | file and command line to [`RunConfig`] |
 //! | `rules` | optimizer and schedule |
 //! | `resolve` | every key with its final value and its origin |
@@ -18,6 +19,7 @@
 //! Not here: what follows from the numbers ([`crate::plan`]).
 
 mod check;
+mod compatible;
 mod error;
 pub mod keys;
 mod load;
@@ -67,6 +69,8 @@ pub struct RunConfig {
     pub optimizer: Option<OptimizerConfig>,
     /// The learning rate over time; none: constant.
     pub scheduler: Option<SchedulerConfig>,
+    /// Batch sizes that suit many numbers of ranks.
+    pub elasticity: ElasticityConfig,
     /// Mixed precision in bf16.
     pub bf16: Bf16Config,
     /// What data-parallel ranks share.
@@ -134,6 +138,31 @@ pub struct Bf16Config {
     pub enabled: bool,
     /// Skip the step when a gradient is not finite.
     pub check_grad_overflow: bool,
+}
+
+/// The `elasticity` section; see [`crate::plan::elasticity`].
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+pub struct ElasticityConfig {
+    /// The batch sizes follow from this section.
+    pub enabled: bool,
+    /// Largest number of samples of one optimizer step.
+    pub max_train_batch_size: u64,
+    /// Samples of one forward on one rank that may be chosen; at least one.
+    pub micro_batch_sizes: Vec<u64>,
+    /// Fewest ranks.
+    pub min_gpus: u64,
+    /// Most ranks.
+    pub max_gpus: u64,
+    /// Ranks of one host: a multiple of `model_parallel_size`.
+    pub num_gpus_per_node: u64,
+    /// Ranks of one replica.
+    pub model_parallel_size: u64,
+    /// Between batch sizes that suit as many numbers of ranks.
+    pub prefer_larger_batch: bool,
+    /// The batch keys may stand beside this section, which overrules them.
+    pub ignore_non_elastic_batch_info: bool,
+    /// 0.1 or 0.2.
+    pub version: f64,
 }
 
 /// The `zero_optimization` section.
@@ -266,6 +295,23 @@ impl RunConfig {
         self.run.log_every.or(self.steps_per_print).unwrap_or(10)
     }
 
+    /// The final value at a path; none where it is null.
+    pub(crate) fn value(&self, path: &str) -> Option<&Value> {
+        resolve::at(self.given.filled.as_object()?, path).filter(|value| !value.is_null())
+    }
+
+    /// What follows from other keys and is shown by `plan`.
+    pub(crate) fn consequences(&self) -> Vec<(&'static str, Value)> {
+        let mut found = Vec::new();
+        if self.value("zero_optimization.overlap_comm").is_none() {
+            found.push(("zero_optimization.overlap_comm", (self.zero_optimization.stage == 3).into()));
+        }
+        if self.value("flops_profiler.enabled") == Some(&true.into()) {
+            found.push(("wall_clock_breakdown", true.into()));
+        }
+        found
+    }
+
     /// The learning rate of every step, for an optimizer whose own rate is `lr` and a run of `run_steps` steps.
     pub fn schedule(&self, lr: f64, run_steps: u64) -> Schedule {
         self.scheduler.as_ref().map_or(Schedule::Constant { lr }, |scheduler| scheduler.schedule(lr, run_steps))
@@ -274,6 +320,9 @@ impl RunConfig {
     /// What to say once in the log: older names that were understood, and keys that have no effect here.
     pub fn notices(&self) -> Vec<String> {
         let mut notices = self.given.notices.clone();
+        if let Some(size) = self.value("vocabulary_size").and_then(Value::as_u64).filter(|size| size % 8 != 0) {
+            notices.push(format!("vocabulary_size is {size}; products are faster with a multiple of 8"));
+        }
         let no_effect = &self.given.unheeded.no_effect;
         if !no_effect.is_empty() {
             notices.push(format!("these keys have no effect here: {}", no_effect.join(", ")));

@@ -3,6 +3,7 @@
 use super::keys::{Keys, Kind, join};
 use serde::Serialize;
 use serde_json::{Map, Value};
+use std::fmt;
 
 /// Where a value came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -43,6 +44,25 @@ pub struct Setting {
     pub origin: Origin,
     /// What becomes of it.
     pub fate: Fate,
+}
+
+/// A line of `plan`: key, value, origin, and what becomes of it if that is not what it says.
+impl fmt::Display for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let origin = match self.origin {
+            Origin::File => "file",
+            Origin::Set => "--set",
+            Origin::Argument => "command line",
+            Origin::Default => "default",
+            Origin::Derived => "derived",
+        };
+        let fate = match self.fate {
+            Fate::Heeded => "",
+            Fate::NoEffect => "; no effect here",
+            Fate::NotYet => "; does not work yet, train refuses it",
+        };
+        write!(f, "{} = {} ({origin}{fate})", self.key, self.value)
+    }
 }
 
 /// `given` with every absent key of its sections at its default, in the table's order. A section that is null by
