@@ -7,7 +7,7 @@
 //! 2. [`Run::execute`] makes the folder, locks it against a second run, and writes `run.json`.
 //! 3. Per step: batch, update, a line of metrics; then, where due, evaluation, checkpoint, sample, in this order, so that a
 //!    checkpoint stands behind every figure before it and nothing done for show can lose it.
-//!    A checkpoint on the way is copied there and written while the next steps run ([`saving`](crate::saving)).
+//!    A checkpoint on the way is copied there and written while the next steps run (`saving`).
 //! 4. At the end, or after a signal, a last checkpoint; at the end also evaluation, `model/` and a sample. However a run
 //!    ends, it waits for the checkpoint being written.
 //!

@@ -171,11 +171,11 @@ fn settings_that_make_no_scale_are_refused_and_those_of_a_scale_that_is_off_are_
         ),
         (
             json!({ "fp16": { "enabled": true }, "bf16": { "enabled": true } }),
-            "fp16.enabled and bf16.enabled are both true; set one of them to false".into(),
+            "fp16.enabled is true, and so is bf16.enabled; keep one of them".into(),
         ),
         (
             json!({ "fp16": { "enabled": true }, "data_types": { "param_dtype": "bf16" } }),
-            "data_types.param_dtype is \"bf16\"; it must be \"fp16\", which the precision sections say".into(),
+            "data_types.param_dtype is \"bf16\", but the weights are fp16 by fp16.enabled and bf16.enabled; remove it or make it \"fp16\"".into(),
         ),
     ] {
         assert_eq!(parse(file), Err(format!("r.json: {want}")));

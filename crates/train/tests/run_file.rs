@@ -281,8 +281,9 @@ fn another(kind: &Kind, default: &Value) -> Value {
         json!("text"),
         json!(["a"]),
         json!([0.1, 0.2]),
-        json!([2]),
+        json!([3]),
         json!(3),
+        json!(0.15),
     ];
     let named = if let Kind::Names(names) = kind { names.iter().map(|name| json!(name)).collect() } else { vec![] };
     let fits = |value: &&Value| match kind {
@@ -293,8 +294,8 @@ fn another(kind: &Kind, default: &Value) -> Value {
         }
         Kind::Names(_) => named.contains(value),
         Kind::Pair(_) => **value == json!([0.1, 0.2]),
-        Kind::List(Kind::Int { .. }) => **value == json!([2]),
         Kind::List(Kind::Text) => **value == json!(["a"]),
+        Kind::List(Kind::Int { .. }) => **value == json!([3]),
         Kind::OneOf(kinds) if !kinds.iter().any(|kind| matches!(kind, Kind::Text)) => value.as_f64() == Some(0.25),
         _ => value.is_string(),
     };
@@ -325,6 +326,12 @@ fn every_honoured_key_of_the_table_reaches_the_typed_configuration() {
         let section = key.path.split('.').next().unwrap();
         if section == "data" && key.path != "data.train" {
             file["data"]["train"] = json!("corpus.txt");
+        }
+        if section == "elasticity" {
+            for (key, value) in [("max_train_batch_size", json!(8)), ("micro_batch_sizes", json!([2]))] {
+                let elasticity = file["elasticity"].as_object_mut().unwrap();
+                elasticity.entry(key).or_insert(value);
+            }
         }
         if matches!(section, "optimizer" | "scheduler") {
             file[section]["type"] = json!(of_type.unwrap_or("SGD"));

@@ -143,22 +143,24 @@ fn a_wrong_type_or_range_says_the_value_found_and_what_it_must_be() {
 }
 
 #[test]
-fn what_is_not_supported_yet_is_refused_by_name_with_what_would_do() {
+fn what_is_not_supported_yet_can_be_planned_and_is_refused_for_training_by_name_with_what_would_do() {
     let optimizers = format!("it must be {OPTIMIZERS}");
     let cases = [
-        ("/fp16", json!({ "enabled": true, "fp16_master_weights_and_grads": true }), "fp16.fp16_master_weights_and_grads is true, which is not supported yet; it must be false".to_owned()),
         ("/sparse_attention", json!({ "mode": "fixed" }), "sparse_attention is {\"mode\":\"fixed\"}, which is not supported yet; remove it".into()),
         ("/pipeline", json!({ "stages": 2 }), "pipeline.stages is 2, which is not supported yet; it must be \"auto\" or 1".into()),
         ("/data_types", json!({ "grad_accum_dtype": "bf16" }), "data_types.grad_accum_dtype is \"bf16\", which is not supported yet; it must be \"fp32\", \"float32\" or \"float\" or absent".into()),
-        ("/zero_optimization", json!({ "offload_optimizer": { "device": "nvme" } }), "zero_optimization.offload_optimizer.device is \"nvme\", which is not supported yet; it must be \"none\" or \"cpu\"".into()),
+        ("/zero_optimization", json!({ "stage": 3, "offload_optimizer": { "device": "nvme" } }), "zero_optimization.offload_optimizer.device is \"nvme\", which is not supported yet; it must be \"none\" or \"cpu\"".into()),
         ("/wandb", json!({ "enabled": true, "project": "x" }), "wandb.enabled is true, which is not supported yet; it must be false".into()),
         ("/compression_training", json!({ "weight_quantization": { "shared_parameters": { "enabled": true } } }), "compression_training.weight_quantization.shared_parameters.enabled is true, which is not supported yet; it must be false".into()),
         ("/optimizer/type", json!("OneBitAdam"), format!("optimizer.type is \"OneBitAdam\", which is not supported yet; {optimizers}")),
-        ("/optimizer/type", json!("AdmW"), format!("optimizer.type is \"AdmW\"; {optimizers}")),
     ];
     for (path, value, want) in cases {
-        assert_eq!(refusal(path, value), format!("run.json: {want}"));
+        let config = RunConfig::from_value(file_with(path, value), "run.json").unwrap();
+        assert_eq!(config.for_training().unwrap_err().to_string(), format!("run.json: {want}"));
+        assert_eq!(config.supported().unwrap_err().to_string(), format!("run.json: {want}"));
     }
+    let unknown = format!("run.json: optimizer.type is \"AdmW\"; {optimizers}");
+    assert_eq!(refusal("/optimizer/type", json!("AdmW")), unknown);
 }
 
 #[test]
@@ -215,6 +217,120 @@ fn values_that_contradict_each_other_are_both_named() {
     }
     let both = RunConfig::parse("{\"bfloat16\": {}, \"bf16\": {}}", "run.json").unwrap_err();
     assert_eq!(both.to_string(), "run.json: bfloat16 is the older name of bf16, and both are given; keep bf16");
+}
+
+#[test]
+fn deepspeed_s_rules_of_what_goes_with_what_are_kept() {
+    let zero = |stage: u8, rest: Value| {
+        let mut zero = rest;
+        zero["stage"] = json!(stage);
+        zero
+    };
+    let cases = [
+        (
+            json!({"fp16": {"enabled": true}, "bf16": {"enabled": true}}),
+            "fp16.enabled is true, and so is bf16.enabled; keep one of them",
+        ),
+        (
+            json!({"amp": {"enabled": true}, "zero_optimization": {"stage": 1}}),
+            "amp.enabled is true, but zero_optimization.stage is 1; apex works with stage 0 alone",
+        ),
+        (
+            json!({"fp16": {"enabled": true, "loss_scale_window": 0}}),
+            "fp16.loss_scale_window is 0; it must be above 0 where fp16.loss_scale is 0, which is dynamic",
+        ),
+        (
+            json!({"bf16": {"enabled": true}, "data_types": {"param_dtype": "half"}}),
+            "data_types.param_dtype is \"half\", but the weights are bf16 by fp16.enabled and bf16.enabled; remove it or make it \"bf16\"",
+        ),
+        (
+            json!({"bf16": {"enabled": true, "bf16_master_weights_and_grads": true}}),
+            "bf16.bf16_master_weights_and_grads is true; it needs zero_optimization.stage 1, 2 or 3",
+        ),
+        (
+            json!({"bf16": {"enabled": true, "bf16_optimizer_states": true}}),
+            "bf16.bf16_optimizer_states is true; it needs bf16.bf16_master_weights_and_grads",
+        ),
+        (
+            json!({"gradient_allreduce_op": "SUM", "zero_optimization": {"stage": 3}}),
+            "gradient_allreduce_op is \"sum\", which does not go with zero_optimization.stage 3; it must be \"mean\"",
+        ),
+        (json!({"gradient_allreduce_op": "max"}), "gradient_allreduce_op is \"max\"; it must be \"mean\" or \"sum\""),
+        (
+            json!({"communication_data_type": "int8"}),
+            "communication_data_type is \"int8\"; it must be \"fp16\", \"bf16\" or \"fp32\"",
+        ),
+        (
+            json!({"gradient_predivide_factor": 2, "zero_optimization": {"stage": 2}}),
+            "gradient_predivide_factor is 2; with zero_optimization.stage 2 or 3 and reduce_scatter it must be 1.0",
+        ),
+        (
+            json!({"managed_gradient_accumulation": false, "pipeline": {"stages": 2}}),
+            "managed_gradient_accumulation is false, which does not go with pipeline.stages; it must be true",
+        ),
+        (
+            json!({"zero_optimization": zero(2, json!({"offload_optimizer": {"device": "nvme"}}))}),
+            "zero_optimization.offload_optimizer.device is \"nvme\", which needs zero_optimization.stage 3; the stage is 2",
+        ),
+        (
+            json!({"zero_optimization": zero(2, json!({"offload_optimizer": {"ratio": 0.5}}))}),
+            "zero_optimization.offload_optimizer.ratio is 0.5, which needs zero_optimization.stage 3; the stage is 2",
+        ),
+        (
+            json!({"zero_optimization": zero(1, json!({"legacy_stage1": true}))}),
+            "zero_optimization.legacy_stage1 is true, which DeepSpeed no longer has; it must be false",
+        ),
+        (
+            json!({"zero_optimization": zero(2, json!({"zenflow": {}}))}),
+            "zero_optimization.zenflow is {\"auto_ratio\":0.99,\"full_warm_up_rounds\":0,\"offload\":false,\"...; it needs zero_optimization.offload_optimizer.device \"cpu\"",
+        ),
+        (
+            json!({"zero_optimization": zero(2, json!({"offload_optimizer": {"device": "cpu"},
+                "zenflow": {"select_strategy": "step", "select_interval": 2, "update_interval": 4}}))}),
+            "zero_optimization.zenflow.select_interval is 2; it must be at least update_interval, 4",
+        ),
+        (
+            json!({"zero_optimization": {"stage": 3}, "tensor_parallel": {"autotp_size": 2}}),
+            "zero_optimization.stage is 3, which does not go with tensor_parallel; it must be 0, 1 or 2",
+        ),
+        (
+            json!({"zero_optimization": {"stage": 2}, "pipeline": {"stages": 2}}),
+            "zero_optimization.stage is 2, which does not go with pipeline.stages above 1; it must be 0 or 1",
+        ),
+        (
+            json!({"zero_optimization": {"stage": 1}, "optimizer": {"type": "OneBitAdam"}}),
+            "optimizer.type is \"OneBitAdam\", which needs zero_optimization.stage 0: it exchanges momentum itself",
+        ),
+        (
+            json!({"zero_optimization": zero(1, json!({"offload_optimizer": {"device": "cpu"}})), "optimizer": {"type": "Muon"}}),
+            "zero_optimization.reduce_scatter is true; with Muon, offload_optimizer and zero_optimization.stage 1 or 2 it must be false",
+        ),
+        (
+            json!({"activation_checkpointing": {"contiguous_memory_optimization": true}}),
+            "activation_checkpointing.contiguous_memory_optimization is true; it needs partition_activations and number_checkpoints",
+        ),
+        (
+            json!({"tensor_parallel": {"partition_config": {"layer_specs": [{"patterns": ["x"], "shape": [[2, 1], 0]}]}}}),
+            "tensor_parallel.partition_config.layer_specs[0].shape[1] is 0; it must be above 0 or -1, or a list of such along axis 0, which is cut",
+        ),
+        (
+            json!({"elasticity": {"enabled": true, "micro_batch_sizes": [2]}}),
+            "elasticity.max_train_batch_size is missing; elasticity.enabled needs it",
+        ),
+        (
+            json!({"elasticity": {"enabled": true, "max_train_batch_size": 4, "micro_batch_sizes": [2]}, "train_batch_size": 4}),
+            "train_batch_size is 4, but elasticity chooses the batch sizes; remove it, or set elasticity.ignore_non_elastic_batch_info",
+        ),
+        (
+            json!({"zero_optimization": {"cpu_offload": true, "offload_optimizer": {}}}),
+            "zero_optimization.cpu_offload is the older form of zero_optimization.offload_optimizer, and both are given; keep zero_optimization.offload_optimizer",
+        ),
+    ];
+    for (file, want) in cases {
+        let message =
+            RunConfig::from_value(file.clone(), "ds.json").err().unwrap_or_else(|| panic!("{file} was accepted"));
+        assert_eq!(message.to_string(), format!("ds.json: {want}"));
+    }
 }
 
 #[test]

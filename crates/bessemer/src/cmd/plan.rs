@@ -14,7 +14,7 @@ use train::plan::report::PlanReport;
 pub(crate) struct Args {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Data-parallel ranks
+    /// Ranks over all axes; those that no other axis takes are data-parallel
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = at_least_one)]
     ranks: u64,
     /// Print JSON

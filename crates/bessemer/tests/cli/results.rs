@@ -208,6 +208,7 @@ fn plan_prints_every_key_resolved_memory_by_kind_and_work() {
         "memory_per_rank",
         "communication_per_step",
         "pipeline_bubble",
+        "settings",
     ];
     assert_eq!(keys(&plan), want);
     // 256 x 32 + 64 x 32 embeddings, 12 x 32^2 + 13 x 32 a block, 2 x 32 of the last norm; the head is tied.

@@ -161,11 +161,7 @@ fn an_unknown_key_at_any_depth_is_refused_with_the_nearest_known_one() {
 fn what_is_not_supported_yet_is_refused_by_name() {
     let place = Place::new();
     for (path, value, named) in [
-        (
-            "fp16",
-            json!({"enabled": true, "fp16_master_weights_and_grads": true}),
-            "fp16.fp16_master_weights_and_grads is true",
-        ),
+        ("data_types", json!({"grad_accum_dtype": "bf16"}), "data_types.grad_accum_dtype is \"bf16\""),
         ("optimizer.type", json!("OneBitAdam"), "optimizer.type is \"OneBitAdam\""),
         ("scheduler", json!({"type": "StepLR", "params": {}}), "scheduler.type is \"StepLR\""),
         (
@@ -304,7 +300,7 @@ fn a_file_that_is_no_run_file_says_what_it_is() {
     for (content, want) in [
         (&b""[..], "f.json: is empty; it must hold settings, such as { \"train_batch_size\": 32 }"),
         (b"  \n", "f.json: is empty; it must hold settings, such as { \"train_batch_size\": 32 }"),
-        (b"hello there", "f.json: line 1, column 1: expected a value, found \"hello\"; text stands in \" quotes"),
+        (b"hello there", "f.json: line 1, column 7: expected \":\" after the key \"hello\", found \"t\""),
         (b"[1,2]", "f.json: holds [1,2]; it must hold an object {...}"),
         (
             b"{\"model\": {",
@@ -320,7 +316,11 @@ fn a_file_that_is_no_run_file_says_what_it_is() {
             "f.json: run.steps stands twice, on line 1 and on line 2; keep one of them",
         ),
         (b"{\"a\": 1e999}", "f.json: line 1, column 7: \"1e999\" is not a number; write it as 12, -0.5 or 1e-8"),
-        (b"{\"a\": NaN}", "f.json: line 1, column 7: expected a value, found \"NaN\"; text stands in \" quotes"),
+        (
+            b"{\"a\": NaN}",
+            "f.json: line 1, column 11: the file ends inside the object that begins on line 1; close it with }; \
+             the text \"NaN}\" on line 1 has no quotes and so goes on to the end of its line",
+        ),
     ] {
         place.write("f.json", content);
         assert_eq!(place.refusal(&["train", "f.json"]), want);

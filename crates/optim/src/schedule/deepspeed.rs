@@ -81,7 +81,7 @@ impl LrRangeTest {
 /// One cycle of the rate up and down, the momentum the other way round; then a slow decay.
 /// Keys are DeepSpeed's `OneCycle`. Source: Smith 2018, arXiv:1803.09820, section 4.
 ///
-/// Where we differ: DeepSpeed lets the momentum grow past 1 as it decays; here it stays below, see [`OneCycle::betas`].
+/// Where we differ: DeepSpeed lets the momentum grow past 1 as it decays; here it stays below, see `betas`.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 pub struct OneCycle {
     /// The rate at both ends of the cycle.

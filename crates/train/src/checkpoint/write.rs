@@ -13,7 +13,7 @@
 //! A folder that already has the name (a damaged one that was passed over, or steps done again) is set aside when the new
 //! one is whole and synced, and removed when that has the name. A process killed between these two renames leaves no
 //! `step-N`; what was set aside then counts as `step-N`, and gets its name back from whoever writes next
-//! ([`folder`](super::folder)).
+//! ([`folder`](mod@super::folder)).
 
 use super::direct::DirectFile;
 use super::folder::{self, LATEST_FILE};

@@ -1,4 +1,6 @@
-//! One walk over a run file against the table: unknown keys, wrong types, values out of range, keys refused for now.
+//! One walk over a run file against the table: unknown keys, wrong types, values out of range.
+//!
+//! Keys that do not work yet are no fault of the file: they are noted, and only training refuses them.
 //!
 //! The walk also brings values to one spelling: `"auto"` becomes an absent key (or null, where null means "derive it"),
 //! `5e8` a whole number, a name the table's own case.
@@ -7,7 +9,7 @@ use super::keys::{Key, Keys, Kind, Status, alternatives, join};
 use serde_json::{Map, Value};
 
 /// What is wrong, and at which key. The path is the reader's (`data.train[0].path`).
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Fault {
     pub(super) path: String,
     /// A sentence that begins with the path.
@@ -21,16 +23,22 @@ impl Fault {
     }
 }
 
-/// Walks over the whole file. The result are the paths of keys that were given and have no effect.
-pub(super) fn check(keys: &Keys, root: &mut Map<String, Value>) -> Result<Vec<String>, Fault> {
-    let mut walk = Walk { keys, no_effect: Vec::new(), not_yet: Vec::new() };
+/// Keys that are given with another value than their default, and not honoured.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Unheeded {
+    /// Paths of keys without a counterpart here.
+    pub(super) no_effect: Vec<String>,
+    /// What training says of keys that do not work yet; the one that says most stands first.
+    pub(super) not_yet: Vec<Fault>,
+}
+
+/// Walks over the whole file.
+pub(super) fn check(keys: &Keys, root: &mut Map<String, Value>) -> Result<Unheeded, Fault> {
+    let mut walk = Walk { keys, unheeded: Unheeded::default() };
     walk.section(Place::default(), root, None)?;
     // The switch of a feature says more than its settings do.
-    let switch = walk.not_yet.iter().position(|fault| fault.path.ends_with(".enabled")).unwrap_or(0);
-    if switch < walk.not_yet.len() {
-        return Err(walk.not_yet.swap_remove(switch));
-    }
-    Ok(walk.no_effect)
+    walk.unheeded.not_yet.sort_by_key(|fault| !fault.path.ends_with(".enabled"));
+    Ok(walk.unheeded)
 }
 
 /// A value as a message shows it: as JSON, cut when it is long.
@@ -56,8 +64,7 @@ struct Place {
 
 struct Walk<'a> {
     keys: &'a Keys,
-    no_effect: Vec<String>,
-    not_yet: Vec<Fault>,
+    unheeded: Unheeded,
 }
 
 impl Walk<'_> {
@@ -118,6 +125,10 @@ impl Walk<'_> {
             map.iter().filter(|(_, value)| **value == auto).map(|(name, _)| name.clone()).collect();
         for name in derived {
             match self.keys.get(&join(section, &name)) {
+                // Among our own keys, any text may be meant: a prompt, a file's name.
+                Some(key) if is_text(key) && !is_ours(section) => {
+                    map.shift_remove(&name);
+                }
                 Some(key) if key.accept(&mut auto.clone()) => {}
                 Some(key) if key.accept(&mut Value::Null) => {
                     map.insert(name, Value::Null);
@@ -147,9 +158,9 @@ impl Walk<'_> {
         }
         match key.status {
             Status::Honoured => {}
-            Status::NoEffect => self.no_effect.push(path.to_owned()),
+            Status::NoEffect => self.unheeded.no_effect.push(path.to_owned()),
             Status::NotYet { except } if except.contains(&value.to_string().as_str()) => {
-                self.no_effect.push(path.to_owned());
+                self.unheeded.no_effect.push(path.to_owned());
             }
             Status::NotYet { except } => {
                 let allowed = std::iter::once(key.default).chain(except.iter().copied()).filter(|text| *text != "null");
@@ -160,10 +171,18 @@ impl Walk<'_> {
                     _ => format!("it must be {allowed}"),
                 };
                 let message = format!("{path} is {}, which is not supported yet; {what_to_do}", shown(value));
-                self.not_yet.push(Fault { path: path.to_owned(), message });
+                self.unheeded.not_yet.push(Fault { path: path.to_owned(), message });
             }
         }
     }
+}
+
+fn is_text(key: &Key) -> bool {
+    matches!(key.kind, Kind::Text)
+}
+
+fn is_ours(section: &str) -> bool {
+    matches!(section.split(['.', '[']).next(), Some("model" | "data" | "run"))
 }
 
 /// Equal as values: 1 and 1.0 are.

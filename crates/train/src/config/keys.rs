@@ -5,6 +5,7 @@
 
 use super::table;
 use super::table::types::{TYPES, TYPES_NOT_YET};
+use super::table::types_later;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -74,7 +75,7 @@ pub enum Status {
 }
 
 /// The keys of `params` under one type of optimizer or schedule.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct TypeKeys {
     /// `optimizer` or `scheduler`.
     pub section: &'static str,
@@ -224,8 +225,8 @@ pub(super) struct Keys {
 }
 
 impl Keys {
-    /// `types`: the optimizer's and the schedule's, from [`type_keys`].
-    pub(super) fn new(types: &[&'static TypeKeys]) -> Self {
+    /// `types`: the optimizer's and the schedule's, from [`type_keys`]; their rows stand over the table's.
+    pub(super) fn new(types: &[TypeKeys]) -> Self {
         let typed = types.iter().flat_map(|of_type| of_type.keys);
         let rows = table::TABLES.into_iter().flatten().chain(typed).map(|key| (key.path, key)).collect();
         Self { rows }
@@ -245,10 +246,9 @@ impl Keys {
     /// The keys directly inside a section (the whole file: ""), with their last names.
     pub(super) fn children(&self, section: &str) -> impl Iterator<Item = (&'static str, &'static Key)> {
         let prefix = join(section, "");
-        self.all().filter_map(move |key| {
-            let name = key.path.strip_prefix(prefix.as_str())?;
-            (!name.contains(['.', '['])).then_some((name, key))
-        })
+        let from_here = self.rows.range::<str, _>((Bound::Included(prefix.as_str()), Bound::Unbounded));
+        let inside = from_here.map_while(move |(path, key)| Some((path.strip_prefix(prefix.as_str())?, *key)));
+        inside.filter(|(name, _)| !name.contains(['.', '[']))
     }
 
     /// The known path nearest to an unknown `name` inside `section`, for a message.
@@ -285,22 +285,30 @@ pub(super) fn join(section: &str, name: &str) -> String {
     if section.is_empty() { name.to_owned() } else { format!("{section}.{name}") }
 }
 
-/// The keys of a type's `params`, by its name in any case. The error ends a sentence that began with the value.
-pub(super) fn type_keys(section: &str, name: &str) -> Result<&'static TypeKeys, String> {
-    let built = || TYPES.iter().filter(|of_type| of_type.section == section);
-    if let Some(found) = built().find(|of_type| of_type.name.eq_ignore_ascii_case(name)) {
-        return Ok(found);
+/// The keys of a type's `params`, by its name in any case, and what training says of a type that is not built yet. Both
+/// that and the error, for a name nobody knows, end a sentence that began with the value.
+pub(super) fn type_keys(section: &str, name: &str) -> Result<(TypeKeys, Option<String>), String> {
+    let is_it = |of_type: &&TypeKeys| of_type.section == section && of_type.name.eq_ignore_ascii_case(name);
+    if let Some(found) = TYPES.iter().find(is_it) {
+        return Ok((*found, None));
     }
-    let later = TYPES_NOT_YET.iter().filter(|(of, _)| *of == section).flat_map(|(_, names)| *names);
-    let known = later.into_iter().any(|later| later.eq_ignore_ascii_case(name));
-    let names = alternatives(built().map(|of_type| format!("{:?}", of_type.name)));
-    Err(format!("{} it must be {names}", if known { ", which is not supported yet;" } else { ";" }))
+    let built = TYPES.iter().filter(|of_type| of_type.section == section);
+    let rule = format!("; it must be {}", alternatives(built.map(|of_type| format!("{:?}", of_type.name))));
+    let others = TYPES_NOT_YET.iter().filter(|(of, _)| *of == section);
+    let mut others = others.flat_map(|(of, names)| names.iter().map(move |name| (*of, *name)));
+    let other =
+        || others.find(|(_, other)| other.eq_ignore_ascii_case(name)).map(|(of, name)| types_later::open(of, name));
+    match types_later::TYPES.iter().find(is_it).copied().or_else(other) {
+        Some(later) => Ok((later, Some(format!(", which is not supported yet{rule}")))),
+        None => Err(rule),
+    }
 }
 
 /// Every key there is, by path; those of `params` once for each type, after its name.
 pub fn all_keys() -> impl Iterator<Item = (Option<&'static str>, &'static Key)> {
     let fixed = table::TABLES.into_iter().flatten().map(|key| (None, key));
-    let typed = TYPES.iter().flat_map(|of_type| of_type.keys.iter().map(move |key| (Some(of_type.name), key)));
+    let types = TYPES.iter().chain(types_later::TYPES);
+    let typed = types.flat_map(|of_type| of_type.keys.iter().map(move |key| (Some(of_type.name), key)));
     fixed.chain(typed)
 }
 
@@ -309,7 +317,8 @@ mod tests {
     use super::*;
 
     fn tables() -> Vec<&'static [Key]> {
-        table::TABLES.into_iter().chain(TYPES.iter().map(|of_type| of_type.keys)).collect()
+        let types = TYPES.iter().chain(types_later::TYPES);
+        table::TABLES.into_iter().chain(types.map(|of_type| of_type.keys)).collect()
     }
 
     #[test]

@@ -4,14 +4,14 @@
 //! 1. Read the text ([`super::read`]); older names become today's.
 //! 2. Write `--set` values, then `--model` and `--data`, over it.
 //! 3. Find the keys of the types it names and check every value ([`super::check`]), then what several keys
-//!    say together ([`super::together`]).
+//!    say together ([`super::together`], and DeepSpeed's own rules, [`super::compatible`]).
 //! 4. Fill in defaults ([`super::resolve::fill`]) and read the typed configuration from that.
 
 use super::check::{self, Fault, shown};
 use super::error::ConfigError;
 use super::keys::{Keys, Kind, TypeKeys, join, type_keys};
 use super::resolve::{self, Origin};
-use super::{Given, RunConfig, read, together};
+use super::{Given, RunConfig, compatible, read, together};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -60,14 +60,22 @@ pub(super) fn from_value(value: Value, name: &str, overrides: &Overrides<'_>) ->
     arguments(&mut root, overrides, &mut origins)?;
 
     let blame = |fault: Fault| ConfigError::about(source(name, &origins, &fault.path), fault.message);
-    let keys = Keys::new(&types(&mut root).map_err(blame)?);
-    let no_effect = check::check(&keys, &mut root).map_err(blame)?;
+    let Types { keys, later } = types(&mut root).map_err(blame)?;
+    let keys = Keys::new(&keys);
+    let mut unheeded = check::check(&keys, &mut root).map_err(blame)?;
     together::check(&root).map_err(blame)?;
+    compatible::check(&root, &resolve::fill(&keys, &root)).map_err(blame)?;
 
     derive(&mut root, name, &mut origins);
     let filled = Value::Object(resolve::fill(&keys, &root));
-    let mut config: RunConfig = serde_json::from_value(filled.clone()).map_err(|e| ConfigError::about(name, e))?;
-    config.given = Given { name: name.to_owned(), root, filled, origins, no_effect, notices };
+    let mut typed = filled.clone();
+    for fault in &later {
+        // A type that is not built has no fields.
+        typed[fault.path.trim_end_matches(".type")] = Value::Null;
+    }
+    let mut config: RunConfig = serde_json::from_value(typed).map_err(|e| ConfigError::about(name, e))?;
+    unheeded.not_yet.splice(0..0, later);
+    config.given = Given { name: name.to_owned(), root, filled, origins, unheeded, notices };
     Ok(config)
 }
 
@@ -102,6 +110,7 @@ fn rename_older(root: &mut Map<String, Value>) -> Result<Vec<String>, String> {
         notices
             .push(format!("zero_optimization is {flag}, the older form of zero_optimization.stage {}", u8::from(flag)));
     }
+    notices.extend(switches_of_offload(root)?);
     for (section, older, today) in OLDER {
         let map =
             if section.is_empty() { Some(&mut *root) } else { root.get_mut(section).and_then(Value::as_object_mut) };
@@ -114,6 +123,27 @@ fn rename_older(root: &mut Map<String, Value>) -> Result<Vec<String>, String> {
             map.insert(today.to_owned(), value);
         }
         notices.push(format!("{older_path} is the older name of {path}"));
+    }
+    Ok(notices)
+}
+
+/// `cpu_offload: true` becomes `offload_optimizer: { device: cpu }`, and likewise for the weights.
+fn switches_of_offload(root: &mut Map<String, Value>) -> Result<Vec<String>, String> {
+    let mut notices = Vec::new();
+    let Some(zero) = root.get_mut("zero_optimization").and_then(Value::as_object_mut) else { return Ok(notices) };
+    for (older, today) in [("cpu_offload", "offload_optimizer"), ("cpu_offload_param", "offload_param")] {
+        let Some(value) = zero.shift_remove(older) else { continue };
+        let (older, path) = (format!("zero_optimization.{older}"), format!("zero_optimization.{today}"));
+        if zero.contains_key(today) {
+            return Err(format!("{older} is the older form of {path}, and both are given; keep {path}"));
+        }
+        match value {
+            Value::Bool(true) => _ = zero.insert(today.to_owned(), json!({ "device": "cpu" })),
+            Value::Bool(false) | Value::Null => {}
+            Value::String(auto) if auto == "auto" => {}
+            other => return Err(format!("{older} is {}; it must be true or false", shown(&other))),
+        }
+        notices.push(format!("{older} is the older form of {path}.device"));
     }
     Ok(notices)
 }
@@ -134,9 +164,10 @@ fn set(root: &mut Map<String, Value>, text: &str) -> Result<String, ConfigError>
     };
     let path = &today(path);
     let is_text = Keys::new(&[]).get(path).is_some_and(|key| matches!(key.kind, Kind::Text));
-    let value = match read::parse(raw) {
+    let is_quoted = raw.trim_start().starts_with(['"', '\'']);
+    let value = match read::parse_value(raw) {
         // A path that looks like a number is still a path.
-        Ok(value) if !is_text || value.is_string() || value.is_null() => value,
+        Ok(value) if value.is_null() || (if value.is_string() { is_quoted } else { !is_text }) => value,
         _ => Value::String(raw.to_owned()),
     };
     resolve::insert(root, path, value).map_err(|section| {
@@ -164,9 +195,16 @@ fn arguments(
     Ok(())
 }
 
-/// The keys of the optimizer's and the schedule's type; the file's spelling of a type becomes the table's.
-fn types(root: &mut Map<String, Value>) -> Result<Vec<&'static TypeKeys>, Fault> {
-    let mut found = Vec::new();
+/// The keys of the optimizer's and the schedule's type, and what training says of those that are not built.
+#[derive(Default)]
+struct Types {
+    keys: Vec<TypeKeys>,
+    later: Vec<Fault>,
+}
+
+/// Finds the types that a file names; its spelling of them becomes the table's.
+fn types(root: &mut Map<String, Value>) -> Result<Types, Fault> {
+    let mut found = Types::default();
     for section in ["optimizer", "scheduler"] {
         let Some(map) = root.get_mut(section).and_then(Value::as_object_mut) else { continue };
         let path = join(section, "type");
@@ -176,12 +214,11 @@ fn types(root: &mut Map<String, Value>) -> Result<Vec<&'static TypeKeys>, Fault>
                 return Err(Fault { message: format!("{path} is missing{rule}"), path });
             }
             Some(Value::String(name)) => {
-                let keys = type_keys(section, name).map_err(|rule| {
-                    let message = format!("{path} is {name:?}{rule}");
-                    Fault { path, message }
-                })?;
+                let fault = |rule| Fault { message: format!("{path} is {name:?}{rule}"), path: path.clone() };
+                let (keys, later) = type_keys(section, name).map_err(fault)?;
+                found.later.extend(later.map(fault));
+                found.keys.push(keys);
                 *name = keys.name.to_owned();
-                found.push(keys);
             }
             Some(other) => return Err(Fault::value(&path, other, Kind::Text)),
         }

@@ -5,21 +5,26 @@
 //! | `read` | text to JSON: comments, trailing commas, keys that stand twice |
 //! | [`keys`], `table` | every key: type, range, default, fate, meaning |
 //! | `check`, `together` | the walk over a file against the table; rules between keys |
+//! | `compatible` | DeepSpeed's rules of what goes with what |
 //! | `load` | file and command line to [`RunConfig`] |
 //! | `rules`, `scheduler` | optimizer and schedule |
 //! | `resolve` | every key with its final value and its origin |
+//! | [`mod@reference`] | the page of all keys, `docs/config.md` |
 //!
 //! # Invariants
 //! - A default is written once, in the table. [`RunConfig`] is read from the file with absent keys filled in.
-//! - What is accepted and not honoured is listed by [`RunConfig::notices`]; everything else is an error that names it.
+//! - What is accepted and has no effect is listed by [`RunConfig::notices`]; what does not work yet can be planned and is
+//!   refused by [`RunConfig::supported`], which training asks; everything else is an error that names it.
 //!
 //! Not here: what follows from the numbers ([`crate::plan`]).
 
 mod check;
+mod compatible;
 mod error;
 pub mod keys;
 mod load;
 mod read;
+pub mod reference;
 mod resolve;
 mod rules;
 mod scheduler;
@@ -28,12 +33,13 @@ mod together;
 
 pub use error::ConfigError;
 pub use load::Overrides;
-pub use resolve::{Origin, Setting};
+pub use resolve::{Fate, Origin, Setting};
 pub use rules::{AdamParams, GroupConfig, MuonParams, NoRule, OptimizerConfig, OptimizerRule, Rated, RatedRule};
 pub use scheduler::{SchedulerConfig, WarmupCurve};
 
 use crate::curriculum::CurriculumConfig;
 use crate::layer_drop::LayerDropConfig;
+use check::Unheeded;
 use data::DataConfig;
 use optim::schedule::Schedule;
 use serde::{Deserialize, Serialize};
@@ -66,6 +72,8 @@ pub struct RunConfig {
     pub scheduler: Option<SchedulerConfig>,
     /// Mixed precision in fp16.
     pub fp16: Fp16Config,
+    /// Batch sizes that suit many numbers of ranks.
+    pub elasticity: ElasticityConfig,
     /// Mixed precision in bf16.
     pub bf16: Bf16Config,
     /// Rows that grow with the steps.
@@ -169,6 +177,31 @@ pub struct Bf16Config {
     pub check_grad_overflow: bool,
 }
 
+/// The `elasticity` section; see [`crate::plan::elasticity`].
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+pub struct ElasticityConfig {
+    /// The batch sizes follow from this section.
+    pub enabled: bool,
+    /// Largest number of samples of one optimizer step.
+    pub max_train_batch_size: u64,
+    /// Samples of one forward on one rank that may be chosen; at least one.
+    pub micro_batch_sizes: Vec<u64>,
+    /// Fewest ranks.
+    pub min_gpus: u64,
+    /// Most ranks.
+    pub max_gpus: u64,
+    /// Ranks of one host: a multiple of `model_parallel_size`.
+    pub num_gpus_per_node: u64,
+    /// Ranks of one replica.
+    pub model_parallel_size: u64,
+    /// Between batch sizes that suit as many numbers of ranks.
+    pub prefer_larger_batch: bool,
+    /// The batch keys may stand beside this section, which overrules them.
+    pub ignore_non_elastic_batch_info: bool,
+    /// 0.1 or 0.2.
+    pub version: f64,
+}
+
 /// The `zero_optimization` section.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct ZeroConfig {
@@ -219,7 +252,7 @@ struct Given {
     root: Map<String, Value>,
     filled: Value,
     origins: BTreeMap<String, Origin>,
-    no_effect: Vec<String>,
+    unheeded: Unheeded,
     notices: Vec<String>,
 }
 
@@ -267,11 +300,26 @@ impl RunConfig {
         }
     }
 
+    /// Refuses keys that are known and do not work yet. A plan may hold them, a run may not.
+    ///
+    /// # Errors
+    /// The first of them, its value, and what would do.
+    pub fn supported(&self) -> Result<(), ConfigError> {
+        match self.given.unheeded.not_yet.first() {
+            Some(fault) => {
+                let source = load::source(&self.given.name, &self.given.origins, &fault.path);
+                Err(ConfigError::about(source, &fault.message))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Model, data and optimizer, which training needs and a bare DeepSpeed config may lack.
     ///
     /// # Errors
-    /// The first of them that is missing, with an example of it.
+    /// The first of them that is missing, with an example of it; or as [`RunConfig::supported`].
     pub fn for_training(&self) -> Result<(ModelSource<'_>, &DataConfig, &OptimizerConfig), ConfigError> {
+        self.supported()?;
         let missing =
             |what: &str, example: &str| self.error(format!("{what} is missing; training needs one, such as {example}"));
         let model = self.model.as_ref().and_then(ModelConfig::source);
@@ -310,6 +358,23 @@ impl RunConfig {
         self.run.checkpoint_async.or(writer.and_then(|writer| writer.decoupled))
     }
 
+    /// The final value at a path; none where it is null.
+    pub(crate) fn value(&self, path: &str) -> Option<&Value> {
+        resolve::at(self.given.filled.as_object()?, path).filter(|value| !value.is_null())
+    }
+
+    /// What follows from other keys and is shown by `plan`.
+    pub(crate) fn consequences(&self) -> Vec<(&'static str, Value)> {
+        let mut found = Vec::new();
+        if self.value("zero_optimization.overlap_comm").is_none() {
+            found.push(("zero_optimization.overlap_comm", (self.zero_optimization.stage == 3).into()));
+        }
+        if self.value("flops_profiler.enabled") == Some(&true.into()) {
+            found.push(("wall_clock_breakdown", true.into()));
+        }
+        found
+    }
+
     /// The learning rate of every step, for an optimizer whose own rate is `lr` and a run of `run_steps` steps.
     pub fn schedule(&self, lr: f64, run_steps: u64) -> Schedule {
         self.scheduler.as_ref().map_or(Schedule::Constant { lr }, |scheduler| scheduler.schedule(lr, run_steps))
@@ -318,8 +383,12 @@ impl RunConfig {
     /// What to say once in the log: older names that were understood, and keys that have no effect here.
     pub fn notices(&self) -> Vec<String> {
         let mut notices = self.given.notices.clone();
-        if !self.given.no_effect.is_empty() {
-            notices.push(format!("these keys have no effect here: {}", self.given.no_effect.join(", ")));
+        if let Some(size) = self.value("vocabulary_size").and_then(Value::as_u64).filter(|size| size % 8 != 0) {
+            notices.push(format!("vocabulary_size is {size}; products are faster with a multiple of 8"));
+        }
+        let no_effect = &self.given.unheeded.no_effect;
+        if !no_effect.is_empty() {
+            notices.push(format!("these keys have no effect here: {}", no_effect.join(", ")));
         }
         notices
     }
@@ -328,8 +397,12 @@ impl RunConfig {
     /// that were changed since count; `derived` (path, value) comes on top, such as the batch sizes of the plan.
     pub fn resolved(&self, derived: &[(&str, Value)]) -> Value {
         let mut resolved = self.given.filled.clone();
-        let typed = serde_json::to_value(self).unwrap_or_else(|e| panic!("RunConfig::resolved: {e}"));
+        let mut typed = serde_json::to_value(self).unwrap_or_else(|e| panic!("RunConfig::resolved: {e}"));
         for section in ["optimizer", "scheduler"] {
+            let not_built = self.given.unheeded.not_yet.iter().any(|fault| fault.path == format!("{section}.type"));
+            if not_built && typed[section].is_null() {
+                typed[section] = resolved[section].clone();
+            }
             // Another type has other params.
             if resolved[section]["type"] != typed[section]["type"] {
                 resolved[section] = Value::Null;
@@ -351,9 +424,20 @@ impl RunConfig {
         let mut settings = Vec::new();
         resolve::leaves(&resolved, "", &mut |key, value| {
             let origin = self.origin(key, value, derived);
-            settings.push(Setting { key: key.to_owned(), value: value.clone(), origin });
+            let fate = self.fate(key);
+            settings.push(Setting { key: key.to_owned(), value: value.clone(), origin, fate });
         });
         settings
+    }
+
+    fn fate(&self, key: &str) -> Fate {
+        let is_at =
+            |path: &str| key.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
+        match &self.given.unheeded {
+            Unheeded { not_yet, .. } if not_yet.iter().any(|fault| is_at(&fault.path)) => Fate::NotYet,
+            Unheeded { no_effect, .. } if no_effect.iter().any(|path| is_at(path)) => Fate::NoEffect,
+            _ => Fate::Heeded,
+        }
     }
 
     fn origin(&self, key: &str, value: &Value, derived: &[(&str, Value)]) -> Origin {

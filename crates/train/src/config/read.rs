@@ -1,8 +1,11 @@
-//! Reads a run file: JSON with what DeepSpeed's HJSON files use beside it.
+//! Reads a run file: HJSON, the form of JSON that DeepSpeed reads, without what would hide a slip.
 //!
-//! Beside JSON: comments (`//`, `#`, `/* */`), trailing commas, keys without quotes, a line's end in place of a comma.
-//! Refused: a key that stands twice in one object, at any depth, and nesting beyond [`MAX_DEPTH`]. Text values stand in
-//! quotes: HJSON's bare ones would turn a missing comma into part of a value.
+//! Beside JSON: comments (`//`, `#`, `/* */`), trailing commas, a line's end in place of a comma, keys without quotes, texts
+//! in `'` quotes, without quotes (to the end of their line, whatever stands there) or in `'''` over several lines, and a
+//! file without its outer braces.
+//! Refused, at any depth: a key that stands twice in one object, and nesting beyond [`MAX_DEPTH`]. Where we differ from
+//! HJSON: `1 b: 2` on one line is a missing comma and `1e999` no number, where HJSON reads texts.
+//! Source: the HJSON syntax description, <https://hjson.github.io/syntax.html>.
 
 use serde_json::{Map, Value};
 use std::collections::HashMap;
@@ -10,20 +13,24 @@ use std::collections::HashMap;
 /// Objects and lists inside each other; a configuration needs fewer than ten.
 const MAX_DEPTH: usize = 64;
 
-/// Reads `text`; the error is a sentence that names line and column, without the file.
+/// Reads the `text` of a file; the error is a sentence that names line and column, without the file.
 pub(super) fn parse(text: &str) -> Result<Value, String> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut reader = Reader { text, at: 0, path: Vec::new() };
+    let mut reader = Reader::new(text.strip_prefix('\u{feff}').unwrap_or(text));
     reader.skip_space()?;
-    if reader.rest().is_empty() {
-        return Err("is empty; it must hold settings, such as { \"train_batch_size\": 32 }".into());
-    }
+    let value = match reader.peek() {
+        None => return Err("is empty; it must hold settings, such as { \"train_batch_size\": 32 }".into()),
+        Some('{' | '[' | '}' | ']' | ',' | ':') => reader.value()?,
+        Some(_) => reader.members(0, None)?,
+    };
+    reader.end(value)
+}
+
+/// Reads one value, as it stands after a key.
+pub(super) fn parse_value(text: &str) -> Result<Value, String> {
+    let mut reader = Reader::new(text);
+    reader.skip_space()?;
     let value = reader.value()?;
-    reader.skip_space()?;
-    match reader.peek() {
-        None => Ok(value),
-        Some(found) => Err(reader.error(reader.at, &format!("expected the end of the file, found {found:?}"))),
-    }
+    reader.end(value)
 }
 
 /// The line of a byte offset, counted from 1.
@@ -37,9 +44,24 @@ struct Reader<'a> {
     at: usize,
     /// What leads to the value being read: `.key` or `[position]` each.
     path: Vec<String>,
+    /// Offset and words of the last text without quotes: where a lost bracket may be.
+    bare: Option<(usize, &'a str)>,
 }
 
 impl<'a> Reader<'a> {
+    fn new(text: &'a str) -> Self {
+        Self { text, at: 0, path: Vec::new(), bare: None }
+    }
+
+    /// `value`, if nothing stands after it.
+    fn end(&mut self, value: Value) -> Result<Value, String> {
+        self.skip_space()?;
+        match self.peek() {
+            None => Ok(value),
+            Some(found) => Err(self.error(self.at, &format!("expected the end of the file, found {found:?}"))),
+        }
+    }
+
     fn rest(&self) -> &'a str {
         &self.text[self.at..]
     }
@@ -86,25 +108,29 @@ impl<'a> Reader<'a> {
             return Err(self.error(self.at, &format!("more than {MAX_DEPTH} objects and lists inside each other")));
         }
         match self.peek() {
-            Some('{') => self.object(),
+            Some('{') => {
+                self.at += 1;
+                self.members(self.at - 1, Some('}'))
+            }
             Some('[') => self.list(),
-            Some('"') => Ok(Value::String(self.quoted()?)),
-            _ => self.word_value(),
+            Some('\'') if self.rest().starts_with("'''") => self.lines(),
+            Some(quote @ ('"' | '\'')) => Ok(Value::String(self.quoted(quote)?)),
+            _ => self.bare(),
         }
     }
 
-    fn object(&mut self) -> Result<Value, String> {
-        let start = self.at;
-        self.at += 1;
+    /// The members of the object that begins at `start`, up to `close`; none: up to the end of the file.
+    fn members(&mut self, start: usize, close: Option<char>) -> Result<Value, String> {
         let mut map = Map::new();
-        let mut lines = HashMap::new();
+        let mut offsets = HashMap::new();
         self.skip_space()?;
-        while !self.take('}') {
+        while !close.map_or(self.peek().is_none(), |close| self.take(close)) {
             let key_at = self.at;
             let key = self.key(start)?;
             self.path.push(format!(".{key}"));
-            if let Some(first) = lines.insert(key.clone(), line_of(self.text.as_bytes(), key_at)) {
-                let (path, second) = (self.path.concat(), line_of(self.text.as_bytes(), key_at));
+            if let Some(first) = offsets.insert(key.clone(), key_at) {
+                let [first, second] = [first, key_at].map(|offset| line_of(self.text.as_bytes(), offset));
+                let path = self.path.concat();
                 let name = path.trim_start_matches('.');
                 return Err(format!("{name} stands twice, on line {first} and on line {second}; keep one of them"));
             }
@@ -116,7 +142,7 @@ impl<'a> Reader<'a> {
             let value = self.value()?;
             self.path.pop();
             map.insert(key, value);
-            self.separator(start, '}', "object")?;
+            self.separator(start, close, "object")?;
         }
         Ok(Value::Object(map))
     }
@@ -133,34 +159,41 @@ impl<'a> Reader<'a> {
             }
             items.push(self.value()?);
             self.path.pop();
-            self.separator(start, ']', "list")?;
+            self.separator(start, Some(']'), "list")?;
         }
         Ok(Value::Array(items))
     }
 
     /// What may stand after a member: a comma, the end of a line, or the closing bracket (left for the caller).
-    fn separator(&mut self, start: usize, close: char, what: &str) -> Result<(), String> {
+    fn separator(&mut self, start: usize, close: Option<char>, what: &str) -> Result<(), String> {
         let line_ended = self.skip_space()?;
         let comma = self.take(',');
         self.skip_space()?;
-        match self.peek() {
-            None => Err(self.unclosed(start, what, close)),
-            Some(next) if comma || line_ended || next == close => Ok(()),
-            Some(_) => Err(self.error(self.at, &format!("expected \",\" or {:?}{}", close.to_string(), self.found()))),
+        match (self.peek(), close) {
+            (None, Some(close)) => Err(self.unclosed(start, what, close)),
+            (next, close) if comma || line_ended || next == close => Ok(()),
+            (_, close) => {
+                let close = close.map_or("a new line".into(), |close| format!("{:?}", close.to_string()));
+                Err(self.error(self.at, &format!("expected \",\" or {close}{}", self.found())))
+            }
         }
     }
 
     fn unclosed(&self, start: usize, what: &str, close: char) -> String {
         let line = line_of(self.text.as_bytes(), start);
+        let hint = self.bare.filter(|(_, words)| words.contains(close)).map_or(String::new(), |(offset, words)| {
+            let line = line_of(self.text.as_bytes(), offset);
+            format!("; the text {words:?} on line {line} has no quotes and so goes on to the end of its line")
+        });
         self.error(
             self.at,
-            &format!("the file ends inside the {what} that begins on line {line}; close it with {close}"),
+            &format!("the file ends inside the {what} that begins on line {line}; close it with {close}{hint}"),
         )
     }
 
     fn key(&mut self, object_start: usize) -> Result<String, String> {
-        if self.peek() == Some('"') {
-            return self.quoted();
+        if let Some(quote @ ('"' | '\'')) = self.peek() {
+            return self.quoted(quote);
         }
         let word = self.word();
         if word.is_empty() {
@@ -180,46 +213,98 @@ impl<'a> Reader<'a> {
         &rest[..rest.find(ends).unwrap_or(rest.len())]
     }
 
-    fn word_value(&mut self) -> Result<Value, String> {
-        let word = self.word();
-        let is_number = word.starts_with(|c: char| c == '-' || c.is_ascii_digit());
-        let value = match word {
-            "true" => Value::Bool(true),
-            "false" => Value::Bool(false),
-            "null" => Value::Null,
-            _ if is_number => serde_json::from_str(word)
-                .map_err(|_| self.error(self.at, &format!("{word:?} is not a number; write it as 12, -0.5 or 1e-8")))?,
-            "" => return Err(self.error(self.at, &format!("expected a value{}", self.found()))),
-            _ => {
-                return Err(self.error(self.at, &format!("expected a value, found {word:?}; text stands in \" quotes")));
-            }
-        };
-        self.at += word.len();
-        Ok(value)
+    /// A number, `true`, `false`, `null`, or a text without quotes, which goes on to the end of its line.
+    fn bare(&mut self) -> Result<Value, String> {
+        let line = self.rest().lines().next().unwrap_or_default().trim_end();
+        let ends = [",", "}", "]", "#", "//", "/*"].iter().filter_map(|end| line.find(end)).min();
+        let words = line[..ends.unwrap_or(line.len())].trim_end();
+        let first = words.split_whitespace().next().unwrap_or_default();
+        if line.is_empty() || line.starts_with(['{', '}', '[', ']', ',', ':']) {
+            return Err(self.error(self.at, &format!("expected a value{}", self.found())));
+        }
+        // A key after the value is no part of it: a comma is missing, and the caller says so.
+        if let Some(value) = scalar(first).filter(|_| first == words || words.contains(':')) {
+            self.at += first.len();
+            return Ok(value);
+        }
+        let is_numeric = words.starts_with(|c: char| c == '-' || c.is_ascii_digit())
+            && words.chars().all(|c| c.is_ascii_digit() || matches!(c, '+' | '-' | '.' | 'e' | 'E'));
+        if is_numeric {
+            return Err(self.error(self.at, &format!("{words:?} is not a number; write it as 12, -0.5 or 1e-8")));
+        }
+        self.bare = Some((self.at, line));
+        self.at += line.len();
+        Ok(Value::String(line.to_owned()))
     }
 
-    fn quoted(&mut self) -> Result<String, String> {
+    fn quoted(&mut self, quote: char) -> Result<String, String> {
         let (start, body) = (self.at, &self.rest()[1..]);
         let mut escaped = false;
         let end = body.find(|c: char| {
-            let ends = (c == '"' && !escaped) || c == '\n';
+            let ends = (c == quote && !escaped) || c == '\n';
             escaped = c == '\\' && !escaped;
             ends
         });
-        let Some(end) = end.filter(|&end| body[end..].starts_with('"')) else {
-            return Err(self.error(start, "this text has no end on its line; close it with \""));
+        let Some(end) = end.filter(|&end| body[end..].starts_with(quote)) else {
+            return Err(self.error(start, &format!("this text has no end on its line; close it with {quote}")));
         };
         self.at += 1 + end + 1;
         let literal = &self.text[start..self.at];
-        serde_json::from_str(literal).map_err(|_| {
+        let json = if quote == '"' { literal.to_owned() } else { with_double_quotes(&body[..end]) };
+        serde_json::from_str(&json).map_err(|_| {
             self.error(start, &format!("{literal} has a control character or an escape that JSON does not know"))
         })
+    }
+
+    /// A text of several lines in `'''`: without the indentation of its opening, and without the first and the last line's
+    /// end.
+    fn lines(&mut self) -> Result<Value, String> {
+        let (start, body) = (self.at, &self.rest()[3..]);
+        let line_start = self.text[..start].rfind('\n').map_or(0, |newline| newline + 1);
+        let indent = self.text[line_start..start].chars().count();
+        let Some(end) = body.find("'''") else {
+            return Err(self.error(start, "this text has no end; close it with '''"));
+        };
+        self.at += 3 + end + 3;
+        let (first, rest) = body[..end].split_once('\n').unwrap_or((&body[..end], ""));
+        let outdented = |line: &'a str| {
+            let num_cut = line.chars().take(indent).take_while(|c| matches!(c, ' ' | '\t')).count();
+            line[num_cut..].trim_end_matches('\r')
+        };
+        let first = first.trim_start_matches([' ', '\t']).trim_end_matches('\r');
+        let has_rest = body[..end].contains('\n');
+        let lines = std::iter::once(first).filter(|first| !first.is_empty() || !has_rest);
+        let lines: Vec<&str> = lines.chain(rest.split('\n').filter(|_| has_rest).map(outdented)).collect();
+        let text = lines.join("\n");
+        Ok(text.strip_suffix('\n').unwrap_or(&text).into())
     }
 
     /// The end of a message that expected something else.
     fn found(&self) -> String {
         self.peek().map_or_else(|| ", found the end of the file".into(), |c| format!(", found {:?}", c.to_string()))
     }
+}
+
+/// What a word means that is not a text.
+fn scalar(word: &str) -> Option<Value> {
+    serde_json::from_str(word).ok().filter(|value: &Value| !value.is_string())
+}
+
+/// The inside of a text in `'` quotes as JSON writes it.
+fn with_double_quotes(body: &str) -> String {
+    let mut json = String::from("\"");
+    let mut escaped = false;
+    for c in body.chars() {
+        match c {
+            // JSON does not know \'.
+            '\'' if escaped => _ = json.pop(),
+            '"' if !escaped => json.push('\\'),
+            _ => {}
+        }
+        json.push(c);
+        escaped = c == '\\' && !escaped;
+    }
+    json + "\""
 }
 
 #[cfg(test)]
@@ -237,6 +322,21 @@ mod tests {
     fn text_keeps_its_escapes_and_what_looks_like_a_comment() {
         let text = r##"{"a": "http://x # y \"q\" \u00e9 \\", "b": {}}"##;
         assert_eq!(parse(text).unwrap(), json!({"a": "http://x # y \"q\" \u{e9} \\", "b": {}}));
+    }
+
+    #[test]
+    fn texts_without_quotes_go_on_to_the_end_of_their_line_and_scalars_end_where_they_end() {
+        let text = "# no outer braces\nzero: {\n  stage: 2  # a number\n  device: cpu\n  on: true // yes\n  \
+                    path: /a b/c#d, {e}\r\n}\nnone: null, it: ''\nlist: [\n one\n 2\n]";
+        let zero = json!({"stage": 2, "device": "cpu", "on": true, "path": "/a b/c#d, {e}"});
+        assert_eq!(parse(text).unwrap(), json!({"zero": zero, "none": null, "it": "", "list": ["one", 2]}));
+        assert_eq!(parse(r#"{'a"b': 'it\'s "so"\n'}"#).unwrap(), json!({"a\"b": "it's \"so\"\n"}));
+    }
+
+    #[test]
+    fn a_text_of_several_lines_loses_the_indentation_of_its_opening() {
+        let text = "{\n  a: '''\n     one\n       two\n\n     '''\n  b: '''x''', c: ''''''\n}";
+        assert_eq!(parse(text).unwrap(), json!({"a": "one\n  two\n", "b": "x", "c": ""}));
     }
 
     #[test]
@@ -259,7 +359,11 @@ mod tests {
             ),
             ("{\"a\" 1}", "line 1, column 6: expected \":\" after the key \"a\", found \"1\""),
             ("{\"a\": 1 \"b\": 2}", "line 1, column 9: expected \",\" or \"}\", found \"\\\"\""),
-            ("{\"a\": tru}", "line 1, column 7: expected a value, found \"tru\"; text stands in \" quotes"),
+            (
+                "{\"a\": tru}",
+                "line 1, column 11: the file ends inside the object that begins on line 1; close it with }; \
+                 the text \"tru}\" on line 1 has no quotes and so goes on to the end of its line",
+            ),
             ("{\"a\": }", "line 1, column 7: expected a value, found \"}\""),
             ("{\"a\": 01}", "line 1, column 7: \"01\" is not a number; write it as 12, -0.5 or 1e-8"),
             ("{\"a\": 1e999}", "line 1, column 7: \"1e999\" is not a number; write it as 12, -0.5 or 1e-8"),
@@ -271,6 +375,10 @@ mod tests {
             ("{} {}", "line 1, column 4: expected the end of the file, found '{'"),
             ("/* {}", "line 1, column 1: this comment has no end; close it with */"),
             ("{,}", "line 1, column 2: expected a key, found \",\""),
+            ("{a: 'b}", "line 1, column 5: this text has no end on its line; close it with '"),
+            ("{a: '''b}", "line 1, column 5: this text has no end; close it with '''"),
+            ("a: 1 b: 2", "line 1, column 6: expected \",\" or a new line, found \"b\""),
+            ("a", "line 1, column 2: expected \":\" after the key \"a\", found the end of the file"),
         ];
         for (text, want) in cases {
             assert_eq!(parse(text).unwrap_err(), want, "for {text:?}");

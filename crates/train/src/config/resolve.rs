@@ -3,6 +3,7 @@
 use super::keys::{Keys, Kind, join};
 use serde::Serialize;
 use serde_json::{Map, Value};
+use std::fmt;
 
 /// Where a value came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -20,6 +21,18 @@ pub enum Origin {
     Derived,
 }
 
+/// What becomes of a value in a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fate {
+    /// It does what it says, or asks for what happens anyway.
+    Heeded,
+    /// It tunes something that has no counterpart here.
+    NoEffect,
+    /// It does not work yet, and training refuses it.
+    NotYet,
+}
+
 /// One key with its final value.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Setting {
@@ -29,6 +42,27 @@ pub struct Setting {
     pub value: Value,
     /// Where it came from.
     pub origin: Origin,
+    /// What becomes of it.
+    pub fate: Fate,
+}
+
+/// A line of `plan`: key, value, origin, and what becomes of it if that is not what it says.
+impl fmt::Display for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let origin = match self.origin {
+            Origin::File => "file",
+            Origin::Set => "--set",
+            Origin::Argument => "command line",
+            Origin::Default => "default",
+            Origin::Derived => "derived",
+        };
+        let fate = match self.fate {
+            Fate::Heeded => "",
+            Fate::NoEffect => "; no effect here",
+            Fate::NotYet => "; does not work yet, train refuses it",
+        };
+        write!(f, "{} = {} ({origin}{fate})", self.key, self.value)
+    }
 }
 
 /// `given` with every absent key of its sections at its default, in the table's order. A section that is null by

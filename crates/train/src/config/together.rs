@@ -15,7 +15,7 @@ pub(super) fn check(root: &Map<String, Value>) -> Result<(), Fault> {
     file.sources("data.train")?;
     file.sources("data.validation")?;
     file.data()?;
-    file.precision()?;
+    file.loss_scale()?;
     file.optimizer()?;
     file.scheduler()?;
     file.curriculum()?;
@@ -74,24 +74,10 @@ impl<'a> File<'a> {
         Ok(())
     }
 
-    /// DeepSpeed's rules: one precision, which `param_dtype` repeats at most, and a dynamic scale that can move.
-    fn precision(&self) -> Result<(), Fault> {
-        let is_on = |path: &str| self.given(path) == Some(&Value::Bool(true));
-        let (fp16, bf16) = (is_on("fp16.enabled"), is_on("bf16.enabled"));
-        if fp16 && bf16 {
-            let message = "fp16.enabled and bf16.enabled are both true; set one of them to false";
-            return fault("bf16.enabled", message.into());
-        }
-        let path = "data_types.param_dtype";
-        let names: &[&str] = match (fp16, bf16) {
-            (true, _) => &["fp16", "float16", "half"],
-            (_, true) => &["bf16", "bfloat16"],
-            _ => &["fp32", "float32", "float"],
-        };
-        if let Some(dtype) = self.given(path).filter(|dtype| !names.iter().any(|name| *dtype == name)) {
-            return Err(Fault::value(path, dtype, format!("{:?}, which the precision sections say", names[0])));
-        }
-        if !fp16 {
+    /// DeepSpeed's rule: a dynamic scale that can move.
+    fn loss_scale(&self) -> Result<(), Fault> {
+        let is_on = self.given("fp16.enabled") == Some(&Value::Bool(true));
+        if !is_on {
             return Ok(());
         }
         let number = |path: &str| self.given(path).and_then(Value::as_f64);

@@ -4,6 +4,7 @@
 //! or the second alone follow the others with one accumulation step. Ranks are data-parallel ranks.
 //! Source: DeepSpeed `runtime/config.py`, `_set_batch_related_parameters`.
 
+use super::elasticity::Elastic;
 use crate::config::{ConfigError, RunConfig};
 use serde_json::Value;
 
@@ -42,11 +43,14 @@ fn derived(number: u64, how: String) -> Sourced {
 }
 
 impl Batch {
-    /// The batch sizes of a run file on `ranks` data-parallel ranks.
+    /// The batch sizes of a run file on `ranks` data-parallel ranks; elasticity, if it is on, chooses them.
     ///
     /// # Errors
     /// As [`Batch::resolve`], with the file's name.
     pub fn of(config: &RunConfig, ranks: u64) -> Result<Self, ConfigError> {
+        if config.elasticity.enabled {
+            return Elastic::batch(&config.elasticity, ranks).map_err(|message| config.error(message));
+        }
         let (train, micro) = (config.train_batch_size, config.train_micro_batch_size_per_gpu);
         Self::resolve(train, micro, config.gradient_accumulation_steps, ranks).map_err(|message| config.error(message))
     }

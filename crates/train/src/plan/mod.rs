@@ -1,7 +1,9 @@
 //! What follows from a run file: every number final, every refusal behind us.
 
 pub mod batch;
+pub mod elasticity;
 pub mod groups;
+pub mod mesh;
 pub mod report;
 
 use crate::config::{ConfigError, OptimizerRule, RunConfig, RunLength};
@@ -65,8 +67,9 @@ impl RunPlan {
     /// `epoch_samples`: samples of the training data, for runs measured in epochs; 0 where there are no data yet.
     ///
     /// # Errors
-    /// Batch sizes that do not fit or are beyond any machine, or an unknown instruction set.
+    /// Keys that do not work yet, batch sizes that do not fit or are beyond any machine, or an unknown instruction set.
     pub fn resolve(config: &RunConfig, sequence_length: usize, epoch_samples: u64) -> Result<Self, ConfigError> {
+        config.supported()?;
         Self::resolve_for(config, Batch::of(config, 1)?, sequence_length, epoch_samples)
     }
 
@@ -132,7 +135,16 @@ impl RunPlan {
 
     /// The whole configuration with what the plan derived, nested as in the file.
     pub fn resolved(&self, config: &RunConfig) -> Value {
+        config.resolved(&self.derived(config))
+    }
+
+    /// What the plan derived: keys and their final values.
+    pub(crate) fn derived(&self, config: &RunConfig) -> Vec<(&'static str, Value)> {
         let mut derived = self.batch.derived().to_vec();
+        if config.elasticity.enabled {
+            // It finds the same sizes again, so that run.json is a run file again.
+            derived.push(("elasticity.ignore_non_elastic_batch_info", json!(true)));
+        }
         derived.push(("run.threads", json!(self.threads)));
         derived.push(("run.isa", json!(self.isa.to_string())));
         if config.data.is_some() {
@@ -146,6 +158,6 @@ impl RunPlan {
                 ("run.tokens", Value::Null),
             ]);
         }
-        config.resolved(&derived)
+        derived
     }
 }

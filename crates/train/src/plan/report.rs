@@ -5,7 +5,8 @@
 
 use super::RunPlan;
 use super::batch::Batch;
-use crate::config::RunConfig;
+use super::mesh::Mesh;
+use crate::config::{RunConfig, Setting};
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::model_source::ModelOrigin;
@@ -35,6 +36,8 @@ pub struct PlanReport {
     pub communication_per_step: BTreeMap<&'static str, u64>,
     /// Share of a step that pipeline stages wait.
     pub pipeline_bubble: f64,
+    /// Every key with its final value, where that came from and what becomes of it.
+    pub settings: Vec<Setting>,
 }
 
 impl PlanReport {
@@ -43,46 +46,56 @@ impl PlanReport {
     /// # Errors
     /// What is wrong with the request.
     pub fn of(config: &RunConfig, ranks: u64) -> Result<Self> {
-        let batch = Batch::of(config, ranks)?;
+        let mesh = Mesh::of(config, ranks)?;
+        let batch = Batch::of(config, mesh.data)?;
         let Some(source) = config.model.as_ref().and_then(|model| model.source()) else {
-            let (config, mesh) = (config.resolved(&batch.derived()), BTreeMap::from([("data", ranks)]));
-            let (memory_per_rank, communication_per_step) = Default::default();
-            let (parameters, flops_per_token, pipeline_bubble) = (None, None, 0.0);
-            let report = Self {
-                config,
-                mesh,
-                parameters,
-                flops_per_token,
-                memory_per_rank,
-                communication_per_step,
-                pipeline_bubble,
-            };
-            return Ok(report);
+            return Ok(Self::without_model(config, mesh, batch.derived().to_vec()));
         };
         let mut origin = ModelOrigin::open(config, source)?;
         let sequence_length = plan::sequence_length(config, Some(origin.config.max_positions()))?;
         let tokenizer = origin.tokenizer_of(config)?;
         let model = origin.build(tokenizer.as_ref(), sequence_length)?;
         let plan = RunPlan::resolve_for(config, batch, sequence_length, 0)?;
+        let parameters = model.num_parameters() as u64;
+        if !mesh.is_data_alone() {
+            // What a rank holds of a model that is split, and what it sends, is not worked out yet.
+            return Ok(Self {
+                parameters: Some(parameters),
+                ..Self::without_model(config, mesh, plan.derived(config))
+            });
+        }
         Self::of_model(config, model, plan, ranks)
+    }
+
+    fn without_model(config: &RunConfig, mesh: Mesh, mut derived: Vec<(&'static str, Value)>) -> Self {
+        derived.extend(config.consequences());
+        Self {
+            config: config.resolved(&derived),
+            mesh: mesh.axes(),
+            parameters: None,
+            flops_per_token: None,
+            memory_per_rank: BTreeMap::new(),
+            communication_per_step: BTreeMap::new(),
+            pipeline_bubble: 0.0,
+            settings: config.settings(&derived),
+        }
     }
 
     /// The same for a model that is built, on `ranks` data-parallel ranks.
     pub(crate) fn of_model(config: &RunConfig, model: Model, plan: RunPlan, ranks: u64) -> Result<Self> {
-        let resolved = plan.resolved(config);
+        let mesh = Mesh { data: ranks, sequence: 1, tensor: 1, pipeline: 1 };
+        let shell = Self::without_model(config, mesh, plan.derived(config));
         let parameters = model.num_parameters() as u64;
         let stage = config.zero_optimization.stage;
         let (memory, flops_per_token) =
             dry_step(Engine::on_queue(model, with_optimizer(config), &WeightSource::Shapes, plan, dry::queue())?)?;
         let memory_per_rank = memory.into_iter().map(|(kind, bytes)| (kind, sharded(kind, bytes, stage, ranks)));
         Ok(Self {
-            config: resolved,
-            mesh: BTreeMap::from([("data", ranks)]),
             parameters: Some(parameters),
             flops_per_token: Some(flops_per_token),
             memory_per_rank: memory_per_rank.collect(),
             communication_per_step: communication(parameters, stage, ranks),
-            pipeline_bubble: 0.0,
+            ..shell
         })
     }
 
@@ -147,6 +160,8 @@ impl PlanReport {
         for (kind, elements) in &self.communication_per_step {
             line(&format!("communication: {kind}"), format!("{elements} elements a step"));
         }
+        lines.push(String::new());
+        lines.extend(self.settings.iter().map(Setting::to_string));
         lines
     }
 }

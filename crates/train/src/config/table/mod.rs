@@ -12,6 +12,7 @@ mod ours;
 mod parallel;
 mod training;
 pub(super) mod types;
+pub(super) mod types_later;
 
 use super::keys::Kind::{self, Any, Int, List, Names, Number, OneOf, Section, Text};
 use super::keys::{Key, Status};

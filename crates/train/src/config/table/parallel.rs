@@ -3,8 +3,15 @@
 use super::{
     ABOVE_ZERO, ANY_INT, ANY_NUMBER, AUTO_COUNT, COUNT, DTYPE, Key, NOT_YET, POSITIVE, SECTION, SHARE, TEXTS, keys,
 };
-use crate::config::keys::Kind::{Any, Bool, Int, List, Names, Null, OneOf, Text};
+use crate::config::keys::Kind::{self, Any, Bool, Int, List, Names, Null, Number, OneOf, Text};
 use crate::config::keys::Status::{Honoured, NoEffect, NotYet};
+use std::ops::Bound::Included;
+
+/// Formats in which ranks may sum.
+const SUMMED: Kind = Names(&["fp16", "bf16", "fp32"]);
+const RANKS: Kind = Int { min: 1, max: 1 << 20 };
+/// As many as a step may have at all: see `plan::batch`.
+const SAMPLES: Kind = Int { min: 1, max: 1 << 31 };
 
 pub(super) static KEYS: &[Key] = keys! {
     "aio", SECTION, "{}", Honoured, "asynchronous file access of offload";
@@ -14,21 +21,21 @@ pub(super) static KEYS: &[Key] = keys! {
     "aio.queue_depth", POSITIVE, "8", NoEffect, "requests in flight";
     "aio.single_submit", Bool, "false", NoEffect, "submits one request at a time";
     "aio.use_gds", Bool, "false", NOT_YET, "GPUDirect storage";
-    "communication_data_type", DTYPE, "null", NoEffect, "dtype in which ranks sum gradients";
+    "communication_data_type", SUMMED, "null", NoEffect, "dtype in which ranks sum gradients";
     "data_parallel_size", POSITIVE, "null", NotYet { except: &["1"] }, "data-parallel ranks, for a mesh with sequence ranks";
     "disable_allgather", Bool, "false", NoEffect, "legacy";
     "elasticity", SECTION, "{}", Honoured, "batch sizes that suit many numbers of ranks";
-    "elasticity.enabled", Bool, "false", NOT_YET, "on";
-    "elasticity.ignore_non_elastic_batch_info", Bool, "false", NOT_YET, "lets the batch keys stand beside it";
-    "elasticity.max_gpus", POSITIVE, "10000", NOT_YET, "most ranks";
-    "elasticity.max_train_batch_size", POSITIVE, "2000", NOT_YET, "largest train_batch_size";
-    "elasticity.micro_batch_sizes", List(&POSITIVE), "[2, 4, 6]", NOT_YET, "micro-batches that fit";
-    "elasticity.min_gpus", POSITIVE, "1", NOT_YET, "fewest ranks";
-    "elasticity.min_time", COUNT, "0", NOT_YET, "minutes between changes";
-    "elasticity.model_parallel_size", POSITIVE, "1", NOT_YET, "ranks of one replica";
-    "elasticity.num_gpus_per_node", POSITIVE, "1", NOT_YET, "ranks of one host";
-    "elasticity.prefer_larger_batch", Bool, "true", NOT_YET, "breaks ties upwards";
-    "elasticity.version", ANY_NUMBER, "0.2", NOT_YET, "version of the arithmetic";
+    "elasticity.enabled", Bool, "false", Honoured, "chooses the batch sizes";
+    "elasticity.ignore_non_elastic_batch_info", Bool, "false", Honoured, "lets the batch keys stand beside it, and overrules them";
+    "elasticity.max_gpus", RANKS, "10000", Honoured, "most ranks";
+    "elasticity.max_train_batch_size", SAMPLES, "2000", Honoured, "largest train_batch_size; to be given";
+    "elasticity.micro_batch_sizes", List(&SAMPLES), "[2, 4, 6]", Honoured, "micro-batches that fit; to be given";
+    "elasticity.min_gpus", RANKS, "1", Honoured, "fewest ranks";
+    "elasticity.min_time", COUNT, "0", NoEffect, "minutes between changes of the number of ranks";
+    "elasticity.model_parallel_size", RANKS, "1", Honoured, "ranks of one replica";
+    "elasticity.num_gpus_per_node", RANKS, "1", Honoured, "ranks of one host";
+    "elasticity.prefer_larger_batch", Bool, "true", Honoured, "between batches for as many numbers of ranks, the larger";
+    "elasticity.version", Number(Included(0.1), Included(0.2)), "0.2", Honoured, "version of the arithmetic: 0.2 counts in hosts";
     "expert_parallel", SECTION, "{}", Honoured, "experts over ranks (AutoEP)";
     "expert_parallel.autoep_size", POSITIVE, "1", NOT_YET, "ranks that share the experts";
     "expert_parallel.combine_impl", Names(&["auto", "weighted_sum", "legacy_bmm"]), "\"auto\"", NOT_YET, "how outputs are summed";
@@ -69,7 +76,7 @@ pub(super) static KEYS: &[Key] = keys! {
     "pipeline.stages", OneOf(&[POSITIVE, Names(&["auto"])]), "\"auto\"", NotYet { except: &["1"] }, "stages the layers are cut into";
     "pipeline.use_reentrant", Bool, "true", NoEffect, "which PyTorch checkpoint";
     "prescale_gradients", Bool, "false", NoEffect, "divides before the sum over ranks";
-    "seq_parallel_communication_data_type", DTYPE, "\"fp32\"", NoEffect, "dtype of sums over sequence ranks";
+    "seq_parallel_communication_data_type", SUMMED, "\"fp32\"", NoEffect, "dtype of sums over sequence ranks";
     "sequence_parallel_size", POSITIVE, "1", NOT_YET, "ranks that share one sequence";
     "sparse_gradients", Bool, "false", NoEffect, "sends embedding gradients as rows between ranks";
     "tensor_parallel", SECTION, "{}", Honoured, "matrices over ranks (AutoTP)";
@@ -105,8 +112,6 @@ pub(super) static KEYS: &[Key] = keys! {
     "zero_optimization.allgather_bucket_size", Int { min: 2, max: i64::MAX }, "500000000", NoEffect, "elements of one gather";
     "zero_optimization.allgather_partitions", Bool, "true", NoEffect, "gathers or broadcasts";
     "zero_optimization.contiguous_gradients", Bool, "true", NoEffect, "copies gradients into one buffer";
-    "zero_optimization.cpu_offload", Bool, "false", NoEffect, "older name of offload_optimizer on the CPU";
-    "zero_optimization.cpu_offload_param", Bool, "false", NoEffect, "older name of offload_param on the CPU";
     "zero_optimization.cpu_offload_use_pin_memory", Bool, "false", NoEffect, "older name of pin_memory";
     "zero_optimization.elastic_checkpoint", Bool, "false", NoEffect, "any mesh reads our checkpoints";
     "zero_optimization.enable_sanity_checks", Bool, "false", NoEffect, "DeepSpeed checks itself";

@@ -38,7 +38,7 @@ pub(super) static KEYS: &[Key] = keys! {
     "data_types", SECTION, "{}", Honoured, "dtypes beside the precision mode";
     "data_types.buffer_dtype", DTYPE, "null", NOT_YET, "buffers";
     "data_types.grad_accum_dtype", DTYPE, "null", NotYet { except: &["\"fp32\"", "\"float32\"", "\"float\""] }, "gradients add up in f32";
-    "data_types.param_dtype", DTYPE, "null", NoEffect, "weights; it must be what the precision sections say";
+    "data_types.param_dtype", DTYPE, "null", NoEffect, "weights; it must agree with fp16.enabled and bf16.enabled";
     "dataloader_drop_last", Bool, "false", NoEffect, "samples go on into the next epoch, none is dropped";
     "dump_state", Bool, "false", NoEffect, "prints the engine; `bessemer plan` shows it";
     "fp16", SECTION, "{}", Honoured, "fp16 mixed precision with loss scaling";

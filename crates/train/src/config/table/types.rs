@@ -43,23 +43,9 @@ pub(crate) static TYPES: &[TypeKeys] = &[
     TypeKeys { section: "scheduler", name: "LRRangeTest", keys: LR_RANGE_TEST },
 ];
 
-/// Types of DeepSpeed, PyTorch and Transformers that are refused for now.
+/// Types of DeepSpeed, PyTorch and Transformers that are refused for now and whose keys are not known.
 pub(crate) static TYPES_NOT_YET: &[(&str, &[&str])] = &[
-    (
-        "optimizer",
-        &[
-            "OneBitAdam",
-            "OneBitLamb",
-            "ZeroOneAdam",
-            "MuAdam",
-            "MuAdamW",
-            "MuSGD",
-            "ASGD",
-            "LBFGS",
-            "Rprop",
-            "SparseAdam",
-        ],
-    ),
+    ("optimizer", &["MuAdam", "MuAdamW", "MuSGD", "ASGD", "LBFGS", "Rprop", "SparseAdam"]),
     (
         "scheduler",
         &[
