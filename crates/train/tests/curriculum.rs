@@ -68,7 +68,8 @@ fn what_a_curriculum_lacks_is_named_and_one_that_is_off_needs_nothing() {
             .map(|_| ())
             .map_err(|e| e.to_string())
     };
-    let refusals: [(&dyn Fn(&mut Value), &str); 8] = [
+    type Edit<'a> = &'a dyn Fn(&mut Value);
+    let refusals: [(Edit<'_>, &str); 8] = [
         (&|c| c["min_difficulty"] = Value::Null, "min_difficulty is missing; the curriculum needs it"),
         (&|c| c["curriculum_type"] = json!("rarity"), "curriculum_type is \"rarity\"; it must be \"seqlen\""),
         (
