@@ -3,6 +3,7 @@
 //! | file | what |
 //! | --- | --- |
 //! | `run_file` | a wrong run file is refused and nothing is written |
+//! | `deepspeed` | files of DeepSpeed's, unchanged |
 //! | `data` | wrong data, tokenizers and rows of tokens |
 //! | `model_folder` | wrong model folders, and wrong words for `eval`, `score`, `generate`, `export`, `bench` |
 //! | `output` | where a run may write |
@@ -12,6 +13,7 @@
 
 mod common;
 mod data;
+mod deepspeed;
 mod model_folder;
 mod output;
 mod results;
