@@ -9,6 +9,7 @@
 //! | [`engine`] | a model in training: batches in, reports out |
 //! | [`step`] | one optimizer step |
 //! | [`loss_scale`] | the scale of an fp16 run's loss |
+//! | [`loss_spike`] | the guard against batches whose loss leaps |
 //! | [`run`] | a whole run: loop, evaluation, checkpoints, samples, signals |
 //! | [`checkpoint`] | what is kept so that a run can go on bit for bit |
 //! | [`metrics`] | one JSON line a step |
@@ -25,6 +26,7 @@ pub mod event;
 mod export;
 mod grad_norm;
 pub mod loss_scale;
+pub mod loss_spike;
 pub mod metrics;
 pub mod model_source;
 mod output;

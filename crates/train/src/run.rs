@@ -19,6 +19,7 @@ use crate::config::RunConfig;
 use crate::engine::Engine;
 use crate::error::{Result, TrainError};
 use crate::event::{Event, Observer, StepMetrics};
+use crate::loss_spike::{SpikeGuard, spike_notice};
 use crate::metrics::MetricsFile;
 use crate::model_source::ModelOrigin;
 use crate::output::Output;
@@ -95,6 +96,7 @@ impl Run {
             check_memory(&config, &mut origin, data.tokenizer.as_ref(), plan)?;
         }
         check_sample(&config, &data, origin.config.max_positions())?;
+        config.check_plateau(data.validation.is_some())?;
         let model = origin.build(data.tokenizer.as_ref(), positions(&config, &origin, &data))?;
         let weights = origin.weights(&model, config.run.seed)?;
         for notice in config.notices() {
@@ -178,6 +180,7 @@ pub(crate) fn train(
 ) -> Result<Outcome> {
     let output = Output::new(&engine.config.run.output);
     output.check_free()?;
+    engine.config.check_plateau(data.validation.is_some())?;
     engine.resolve_steps(data.loader.epoch_samples())?;
     Loop::begin(engine, data, output, None)?.run(observer, stop)
 }
@@ -406,8 +409,8 @@ impl<'a> Loop<'a> {
     fn step(&mut self, observer: &mut dyn Observer) -> Result<()> {
         let start = Instant::now();
         let engine = &mut *self.engine;
-        let count = engine.plan.batch.train_batch_size as usize;
-        let samples = self.data.loader.batch(engine.counters.samples, count);
+        let (first, count) = (engine.counters.samples, engine.plan.ramp.size(engine.counters.step));
+        let samples = self.data.loader.batch(first, count as usize);
         let lr = engine.lr();
         let report = engine.train_batch(&samples)?;
         let step_seconds = start.elapsed().as_secs_f64();
@@ -421,7 +424,7 @@ impl<'a> Loop<'a> {
             step_seconds,
             peak_memory_bytes: peak_resident_bytes(),
             loss_scale: report.loss_scale,
-            skipped: report.skipped,
+            skipped: report.skipped || report.spiked,
         };
         let mut line = json!(metrics);
         if report.loss_scale.is_some() {
@@ -430,6 +433,10 @@ impl<'a> Loop<'a> {
         self.metrics.append(&line)?;
         if report.skipped {
             observer.on(Event::Notice(&skip_notice(metrics.step, report.loss_scale, engine.loss_scale())));
+        }
+        if let Some(mean) = engine.guard.as_ref().and_then(SpikeGuard::mean).filter(|_| report.spiked) {
+            let notice = spike_notice(metrics.step, report.loss, mean, first, first + count - 1);
+            observer.on(Event::Notice(&notice));
         }
         observer.on(Event::Step(&metrics));
         Ok(())
@@ -448,6 +455,11 @@ impl<'a> Loop<'a> {
             .append(&json!({"step": step, "eval_loss": loss, "eval_perplexity": perplexity, "eval_tokens": tokens}))?;
         observer.on(Event::Evaluated { step, loss, perplexity });
         self.evaluated = Some(step);
+        if self.engine.evaluated(loss) {
+            let notice =
+                format!("step {step}: the validation loss has stopped falling; the rate is now {}", self.engine.lr());
+            observer.on(Event::Notice(&notice));
+        }
         Ok(())
     }
 
@@ -489,6 +501,8 @@ impl<'a> Loop<'a> {
             model: model_json(engine),
             optimizer: engine.groups.name().to_owned(),
             loss_scale: engine.scaler.map(|scaler| scaler.state()),
+            loss_spike: engine.guard.as_ref().map(|guard| guard.state().clone()),
+            plateau: engine.plateau.map(|plateau| plateau.state),
         };
         let tensors: Vec<StateTensor<'_>> = engine.state.tensors(&engine.model);
         let specs: Vec<TensorSpec> = (tensors.iter())
