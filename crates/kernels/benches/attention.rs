@@ -1,6 +1,6 @@
 //! Attention forward and backward: time and the rate of the products' arithmetic, which counts visible pairs only.
 //!
-//! `cargo bench -p bessemer-kernels --bench attention [threads]`
+//!     cargo bench -p bessemer-kernels --bench attention -- [threads] [instruction set] [name filter]
 
 use std::time::Instant;
 
@@ -47,7 +47,12 @@ fn spec(case: &Case) -> AttentionSpec {
     }
 }
 
-fn train<T: Element>(cpu: &Cpu, case: &Case) {
+fn train<T: Element>(cpu: &Cpu, case: &Case, filter: &str) {
+    let Case { rows, length, heads, kv_heads, head_dim } = case;
+    let name = format!("{} {rows} x {length}, heads {heads}/{kv_heads} x {head_dim}", T::NAME);
+    if !name.contains(filter) {
+        return;
+    }
     let spec = spec(case);
     let width = case.heads * case.head_dim;
     let stride = width + 2 * case.kv_heads * case.head_dim;
@@ -74,11 +79,8 @@ fn train<T: Element>(cpu: &Cpu, case: &Case) {
     let backward_s = time(|| backward_packed(cpu, &spec, &segments, &qkv, &out, &log_sum_exp, &dout, &mut dqkv));
     let pairs = (case.rows * case.heads * case.length * (case.length + 1) / 2) as f64;
     let flops = 2.0 * pairs * case.head_dim as f64;
-    let Case { rows, length, heads, kv_heads, head_dim } = case;
     println!(
-        "{:>4} {:>11} {rows:>3} x {length:<5} heads {heads}/{kv_heads} x {head_dim}: forward {:>9.1} us {:>6.1} GFLOP/s, backward {:>9.1} us {:>6.1} GFLOP/s",
-        T::NAME,
-        cpu.isa.to_string(),
+        "{name:<36} forward {:>9.1} us {:>6.1} GFLOP/s, backward {:>9.1} us {:>6.1} GFLOP/s",
         forward_s * 1e6,
         2.0 * flops / forward_s * 1e-9,
         backward_s * 1e6,
@@ -87,7 +89,12 @@ fn train<T: Element>(cpu: &Cpu, case: &Case) {
 }
 
 /// One query against a cache.
-fn generate<T: Element>(cpu: &Cpu, case: &Case) {
+fn generate<T: Element>(cpu: &Cpu, case: &Case, filter: &str) {
+    let Case { length, heads, kv_heads, head_dim, .. } = case;
+    let name = format!("{} 1 query, {length} keys, heads {heads}/{kv_heads} x {head_dim}", T::NAME);
+    if !name.contains(filter) {
+        return;
+    }
     let spec = spec(case);
     let (width, kv_width) = (case.heads * case.head_dim, case.kv_heads * case.head_dim);
     let position = case.length - 1;
@@ -107,21 +114,14 @@ fn generate<T: Element>(cpu: &Cpu, case: &Case) {
     let q = Rows { data: &q[..], stride: width };
     let seconds = time(|| forward(cpu, &spec, &[segment], q, rows(&k), rows(&v), &mut out, &mut log_sum_exp));
     let bytes = (2 * k.len() * size_of::<T>()) as f64;
-    println!(
-        "{:>4} {:>11} 1 query, {} keys, heads {}/{} x {}: {:>7.1} us, {:.1} GB/s of keys and values",
-        T::NAME,
-        cpu.isa.to_string(),
-        case.length,
-        case.heads,
-        case.kv_heads,
-        case.head_dim,
-        seconds * 1e6,
-        bytes / seconds * 1e-9,
-    );
+    println!("{name:<44} {:>7.1} us, {:.1} GB/s of keys and values", seconds * 1e6, bytes / seconds * 1e-9);
 }
 
 fn main() {
-    let threads = std::env::args().skip(1).find_map(|arg| arg.parse().ok()).unwrap_or(2);
+    let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    let threads = args.first().map_or(2, |arg| arg.parse().expect("a number of threads"));
+    let isa = args.get(1).map_or(Isa::detect(), |name| Isa::at_most(name).expect("the name of an instruction set"));
+    let filter = args.get(2).map_or("", String::as_str);
     let case = |rows, length, heads, kv_heads, head_dim| Case { rows, length, heads, kv_heads, head_dim };
     let cases = [
         case(12, 64, 4, 4, 32),
@@ -130,15 +130,13 @@ fn main() {
         case(1, 4096, 12, 12, 64),
         case(1, 1024, 32, 8, 128),
     ];
-    for isa in Isa::all().into_iter().rev() {
-        let cpu = Cpu::new(threads, true, isa);
-        println!("{isa}, {threads} threads");
-        for case in &cases[..if isa.has_avx2() { 5 } else { 1 }] {
-            train::<f32>(&cpu, case);
-            train::<bf16>(&cpu, case);
-        }
-        generate::<f32>(&cpu, &case(1, 4096, 12, 12, 64));
-        generate::<bf16>(&cpu, &case(1, 4096, 12, 12, 64));
-        generate::<bf16>(&cpu, &case(1, 4096, 32, 8, 128));
+    let cpu = Cpu::new(threads, true, isa);
+    println!("{isa}, {threads} threads");
+    for case in &cases {
+        train::<f32>(&cpu, case, filter);
+        train::<bf16>(&cpu, case, filter);
     }
+    generate::<f32>(&cpu, &case(1, 4096, 12, 12, 64), filter);
+    generate::<bf16>(&cpu, &case(1, 4096, 12, 12, 64), filter);
+    generate::<bf16>(&cpu, &case(1, 4096, 32, 8, 128), filter);
 }

@@ -41,8 +41,8 @@ const SHAPES: [(usize, usize, usize); 16] = [
     (512, 128, 768),
     (256, 64, 64),
 ];
-const SKINNY: [(usize, usize, usize); 6] =
-    [(1, 768, 768), (1, 3072, 768), (1, 50257, 768), (4, 3072, 768), (8, 3072, 768), (8, 50257, 768)];
+const SKINNY: [(usize, usize, usize); 7] =
+    [(1, 768, 768), (1, 3072, 768), (1, 50257, 768), (1, 768, 50257), (4, 3072, 768), (8, 3072, 768), (8, 50257, 768)];
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();

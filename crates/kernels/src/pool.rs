@@ -1,8 +1,12 @@
-//! A fork-join pool: the calling thread and its helpers take numbered tasks from one counter.
+//! A fork-join pool: the calling thread and its helpers take numbered tasks, each from its own share first.
 //!
 //! A training step of a small model calls hundreds of kernels of ten to a hundred microseconds, so handing out work
 //! must cost about a microsecond: idle helpers spin for a while on one word before they sleep, and the caller never
 //! waits for a helper that is still asleep.
+//!
+//! The tasks of a job are cut into one run of numbers per thread, and a thread takes those of the others only when its own
+//! are done. Kernels number their tasks along the rows of what they write, so that a thread finds in its own cache the
+//! rows it wrote in the kernel before: cores that share no cache are far apart.
 //!
 //! # Order of events
 //! 1. The caller publishes the job under the lock, open, bumps `epoch` and wakes sleepers.
@@ -16,7 +20,7 @@
 //! - A helper touches the job only between entering and leaving; the caller returns only when nobody is inside. The
 //!   closure and what it borrows therefore outlive every use.
 //! - One job at a time: it stands from 1 to 4, and publishing another one meanwhile, from a task or from a second thread
-//!   (a pool is `Sync`), panics before it touches anything. So `next` goes back to zero only when nobody takes tasks
+//!   (a pool is `Sync`), panics before it touches anything. So `taken` goes back to zero only when nobody takes tasks
 //!   from it, and each task runs once.
 //! - Which thread runs a task is left to chance; what a task computes must not depend on it.
 //! - A panic in a task is carried to the caller once everybody has left.
@@ -44,12 +48,17 @@ struct Shared {
     wake: Condvar,
     /// Counts jobs; helpers watch it without the lock.
     epoch: AtomicU64,
-    /// The next task of the job.
-    next: AtomicUsize,
+    /// Tasks taken of each thread's share.
+    taken: Box<[Taken]>,
     /// Helpers inside the job.
     inside: AtomicUsize,
     spins: u32,
 }
+
+/// A counter in cache lines of its own.
+#[derive(Default)]
+#[repr(align(128))]
+struct Taken(AtomicUsize);
 
 struct State {
     /// Stands until nobody is inside any more.
@@ -78,7 +87,7 @@ impl Pool {
             state: Mutex::new(State { job: None, open: false, sleeping: 0, ended: false, panic: None }),
             wake: Condvar::new(),
             epoch: AtomicU64::new(0),
-            next: AtomicUsize::new(0),
+            taken: (0..threads.max(1)).map(|_| Taken::default()).collect(),
             inside: AtomicUsize::new(0),
             spins: if spin { SPINS_BEFORE_SLEEP } else { 0 },
         });
@@ -86,7 +95,7 @@ impl Pool {
             .map(|index| {
                 let shared = Arc::clone(&shared);
                 let thread = std::thread::Builder::new().name(format!("kernel-{index}"));
-                thread.spawn(move || shared.help()).expect("Pool::new: the system refused a thread")
+                thread.spawn(move || shared.help(index)).expect("Pool::new: the system refused a thread")
             })
             .collect();
         Self { shared, helpers }
@@ -111,7 +120,7 @@ impl Pool {
         let task: *const (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(task) };
         let job = Job { task, num_tasks };
         self.shared.publish(job);
-        let own = catch_unwind(AssertUnwindSafe(|| self.shared.take_tasks(job)));
+        let own = catch_unwind(AssertUnwindSafe(|| self.shared.take_tasks(job, 0)));
         let helpers_panic = self.shared.finish();
         if let Some(panic) = own.err().or(helpers_panic) {
             resume_unwind(panic);
@@ -151,7 +160,7 @@ impl Shared {
         assert!(state.job.is_none(), "Pool::run: called from inside a task or from two threads at once");
         state.job = Some(job);
         state.open = true;
-        self.next.store(0, Ordering::Relaxed);
+        self.taken.iter().for_each(|taken| taken.0.store(0, Ordering::Relaxed));
         self.epoch.fetch_add(1, Ordering::Release);
         if state.sleeping > 0 {
             self.wake.notify_all();
@@ -175,20 +184,25 @@ impl Shared {
         state.panic.take()
     }
 
-    fn take_tasks(&self, job: Job) {
+    /// Tasks of share `own`, then of the shares after it.
+    fn take_tasks(&self, job: Job, own: usize) {
         // SAFETY: the caller of `run` is still inside it: it waits for everybody who entered.
         let task = unsafe { &*job.task };
-        loop {
-            let index = self.next.fetch_add(1, Ordering::Relaxed);
-            if index >= job.num_tasks {
-                return;
+        let shares = self.taken.len();
+        for share in (own..shares).chain(0..own) {
+            let (first, end) = (share * job.num_tasks / shares, (share + 1) * job.num_tasks / shares);
+            loop {
+                let index = first + self.taken[share].0.fetch_add(1, Ordering::Relaxed);
+                if index >= end {
+                    break;
+                }
+                task(index);
             }
-            task(index);
         }
     }
 
-    /// The life of a helper.
-    fn help(&self) {
+    /// The life of the helper whose share is `own`.
+    fn help(&self, own: usize) {
         let mut seen = 0;
         loop {
             for _ in 0..self.spins {
@@ -210,7 +224,7 @@ impl Shared {
             let Some(job) = state.job.filter(|_| state.open) else { continue };
             self.inside.fetch_add(1, Ordering::Relaxed);
             drop(state);
-            let result = catch_unwind(AssertUnwindSafe(|| self.take_tasks(job)));
+            let result = catch_unwind(AssertUnwindSafe(|| self.take_tasks(job, own)));
             if let Err(panic) = result {
                 self.lock().panic = Some(panic);
             }

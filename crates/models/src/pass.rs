@@ -25,6 +25,11 @@ pub trait Residency {
     fn reduce(&self, _model: &Model, _block: usize) -> Result<()> {
         Ok(())
     }
+    /// Whether a block is left out of this pass: its input is its output, forward and backward. Asked again under recompute,
+    /// so the answer must not change while a pass runs. Only for blocks whose input and output have one shape.
+    fn leaves_out(&self, _model: &Model, _block: usize) -> bool {
+        false
+    }
     /// After a block ran.
     fn release(&self, _model: &Model, _block: usize) -> Result<()> {
         Ok(())
@@ -175,7 +180,11 @@ impl Pass<'_> {
         };
         // With a recorded segment the ops hold what they need; only recompute needs the inputs again.
         let inputs = if records { Flow::default() } else { inputs };
-        let output_vars = self.model.blocks[block].block.forward(&mut cx, input_vars.clone())?;
+        let output_vars = if self.residency.leaves_out(self.model, block) {
+            input_vars.clone()
+        } else {
+            self.model.blocks[block].block.forward(&mut cx, input_vars.clone())?
+        };
         let (output, cost) = (cx.output(), cx.cost());
         let losses: Vec<(&'static str, Var)> = cx.losses().to_vec();
         let wanted: Vec<Var> = (output_vars.hidden.iter())

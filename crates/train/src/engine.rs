@@ -5,6 +5,7 @@
 
 use crate::checkpoint::{Checkpoint, Counters};
 use crate::config::RunConfig;
+use crate::curriculum::cut;
 use crate::error::{Result, TrainError};
 use crate::event::{Observer, Silent};
 use crate::loss_scale::{LossScaler, ScaleChange};
@@ -175,11 +176,19 @@ impl Engine {
         self.step()
     }
 
-    /// Forward and backward of one micro-batch; its gradients are added to those since the last [`Engine::step`].
+    /// Forward and backward of one micro-batch, its rows cut to the length of the curriculum if there is one; its gradients are added to those since the last [`Engine::step`].
     ///
     /// # Errors
     /// A row is longer than the model's positions, or the device failed.
     pub fn micro_batch(&mut self, samples: &[Sample]) -> Result<()> {
+        let shortened: Vec<Sample>;
+        let samples = match self.curriculum_length() {
+            None => samples,
+            Some(length) => {
+                shortened = samples.iter().map(|sample| cut(sample, length as usize)).collect();
+                &shortened
+            }
+        };
         for sample in samples {
             self.model.check_length(sample.input_ids.len())?;
         }
@@ -223,7 +232,7 @@ impl Engine {
             return Ok(());
         }
         let spikes = guard.state().spikes;
-        let row = if spikes > 1 { format!(", the {spikes}th spike in a row") } else { String::new() };
+        let row = if spikes > 1 { format!(", {spikes} spikes in a row") } else { String::new() };
         let (step, first, factor) = (self.counters.step + 1, self.counters.samples, guard.factor());
         Err(TrainError::LossSpike { step, loss: report.loss, mean, factor, first, last: first + count - 1, row })
     }
@@ -237,6 +246,11 @@ impl Engine {
     /// Tells a schedule that depends on evaluations of one; whether it has reduced the rate.
     pub fn evaluated(&mut self, loss: f64) -> bool {
         self.plateau.as_mut().is_some_and(|plateau| plateau.evaluated(loss))
+    }
+
+    /// The longest row of the next step under a curriculum.
+    pub fn curriculum_length(&self) -> Option<u64> {
+        self.plan.curriculum.as_ref().map(|curriculum| curriculum.length(self.counters.step + 1))
     }
 
     /// What the loss of the next step is multiplied by; none unless the run is in fp16.
@@ -256,6 +270,7 @@ impl Engine {
             seed: self.config.run.seed,
             nominal_targets: self.plan.nominal_targets(),
             recompute: self.config.run.recompute,
+            pld_theta: self.config.progressive_layer_drop.theta(self.counters.step),
             loss_scale: self.loss_scale().unwrap_or(1.0),
             lr: self.lr(),
             betas: self.plan.schedule.betas(self.counters.applied_steps),

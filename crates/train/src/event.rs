@@ -84,6 +84,9 @@ pub struct StepMetrics {
     pub step_seconds: f64,
     /// Highest resident memory of the process, as the system saw it.
     pub peak_memory_bytes: u64,
+    /// The longest row, only there under a curriculum.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub curriculum_seqlen: Option<u64>,
     /// What the loss was multiplied by; only there in fp16.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loss_scale: Option<f64>,

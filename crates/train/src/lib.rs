@@ -8,6 +8,8 @@
 //! | [`training_data`] | the training and validation samples of a run |
 //! | [`engine`] | a model in training: batches in, reports out |
 //! | [`step`] | one optimizer step |
+//! | [`curriculum`] | rows that grow with the steps |
+//! | [`layer_drop`] | layers left out at random |
 //! | [`loss_scale`] | the scale of an fp16 run's loss |
 //! | [`loss_spike`] | the guard against batches whose loss leaps |
 //! | [`run`] | a whole run: loop, evaluation, checkpoints, samples, signals |
@@ -20,11 +22,13 @@
 pub mod bench;
 pub mod checkpoint;
 pub mod config;
+pub mod curriculum;
 pub mod engine;
 mod error;
 pub mod event;
 mod export;
 mod grad_norm;
+pub mod layer_drop;
 pub mod loss_scale;
 pub mod loss_spike;
 pub mod metrics;
@@ -33,6 +37,7 @@ mod output;
 pub mod plan;
 pub mod pretrained;
 pub mod run;
+mod saving;
 mod state;
 pub mod step;
 pub mod system;

@@ -118,6 +118,19 @@ impl LossScaler {
     }
 }
 
+/// What is said when an update was skipped; in fp16 with the scale of this step and of the next one.
+pub(crate) fn skip_notice(step: u64, scale: Option<f64>, next: Option<f64>) -> String {
+    match (scale, next) {
+        (Some(scale), Some(next)) if next < scale => format!(
+            "step {step}: a gradient overflowed at loss scale {scale}; the update was skipped and the scale is now {next}"
+        ),
+        (Some(scale), _) => {
+            format!("step {step}: a gradient overflowed at loss scale {scale}, which stays; the update was skipped")
+        }
+        _ => format!("step {step}: a gradient is not finite; the update was skipped"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

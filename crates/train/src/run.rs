@@ -7,25 +7,29 @@
 //! 2. [`Run::execute`] makes the folder, locks it against a second run, and writes `run.json`.
 //! 3. Per step: batch, update, a line of metrics; then, where due, evaluation, checkpoint, sample, in this order, so that a
 //!    checkpoint stands behind every figure before it and nothing done for show can lose it.
-//! 4. At the end, or after a signal, a last checkpoint; at the end also evaluation, `model/` and a sample.
+//!    A checkpoint on the way is copied there and written while the next steps run ([`saving`](crate::saving)).
+//! 4. At the end, or after a signal, a last checkpoint; at the end also evaluation, `model/` and a sample. However a run
+//!    ends, it waits for the checkpoint being written.
 //!
 //! # Invariants
 //! - A batch is a function of the samples consumed, dropout of (seed, step): a resumed run goes on bit for bit.
 //! - A signal only sets a flag; the step under way is finished first, and nothing else that is due.
 //! - Weights that are not finite are never saved.
+//! - The last checkpoint is on disk before `model/` is touched.
 
-use crate::checkpoint::{self, Checkpoint, Head, Loader, Rng, TensorSpec};
+use crate::checkpoint::{Checkpoint, Head, Loader, Rng};
 use crate::config::RunConfig;
 use crate::engine::Engine;
 use crate::error::{Result, TrainError};
 use crate::event::{Event, Observer, StepMetrics};
+use crate::loss_scale::skip_notice;
 use crate::loss_spike::{SpikeGuard, spike_notice};
 use crate::metrics::MetricsFile;
 use crate::model_source::ModelOrigin;
 use crate::output::Output;
 use crate::plan::report::PlanReport;
 use crate::plan::{self, RunPlan};
-use crate::state::StateTensor;
+use crate::saving::Saver;
 use crate::system::{peak_resident_bytes, total_memory_bytes};
 use crate::training_data::TrainingData;
 use data::{Dataset, Tokenizer};
@@ -75,7 +79,7 @@ impl Run {
     ///
     /// # Errors
     /// What is wrong, as one paragraph.
-    pub fn prepare(config: RunConfig, resume: bool, observer: &mut dyn Observer) -> Result<Self> {
+    pub fn prepare(mut config: RunConfig, resume: bool, observer: &mut dyn Observer) -> Result<Self> {
         let (source, ..) = config.for_training()?;
         let output = Output::new(&config.run.output);
         if resume {
@@ -89,14 +93,13 @@ impl Run {
         // Batch sizes, instruction set and memory are refused before the data are read.
         let plan = RunPlan::resolve(&config, plan::sequence_length(&config, max_positions)?, 0)?;
         if vocab_size.is_some() {
-            check_memory(&config, &mut origin, None, plan.clone())?;
+            check_memory(&mut config, &mut origin, None, plan.clone(), observer)?;
         }
         let data = TrainingData::open(&config, own.as_ref(), max_positions, vocab_size, observer)?;
         if vocab_size.is_none() {
-            check_memory(&config, &mut origin, data.tokenizer.as_ref(), plan)?;
+            check_memory(&mut config, &mut origin, data.tokenizer.as_ref(), plan, observer)?;
         }
         check_sample(&config, &data, origin.config.max_positions())?;
-        config.check_plateau(data.validation.is_some())?;
         let model = origin.build(data.tokenizer.as_ref(), positions(&config, &origin, &data))?;
         let weights = origin.weights(&model, config.run.seed)?;
         for notice in config.notices() {
@@ -125,15 +128,25 @@ impl Run {
     }
 }
 
-/// Refuses a run that this machine cannot hold, before anything large is allocated.
+/// Refuses a run that this machine cannot hold, before anything large is allocated. Where only the snapshot of checkpoints
+/// is too much and nobody asked for it, they are written between two steps.
 fn check_memory(
-    config: &RunConfig,
+    config: &mut RunConfig,
     origin: &mut ModelOrigin,
     tokenizer: Option<&Tokenizer>,
     plan: RunPlan,
+    observer: &mut dyn Observer,
 ) -> Result<()> {
-    let model = origin.build(tokenizer, plan.sequence_length)?;
-    PlanReport::of_model(config, model, plan, 1)?.check_memory(config, total_memory_bytes())
+    let (model, available) = (origin.build(tokenizer, plan.sequence_length)?, total_memory_bytes());
+    let mut report = PlanReport::of_model(config, model, plan, 1)?;
+    if config.asked_async().is_none() && report.drop_snapshot_beyond(available) {
+        config.run.checkpoint_async = Some(false);
+        observer.on(Event::Notice(
+            "this machine has no memory for a copy of the state: training waits while a checkpoint is written \
+             (run.checkpoint_async false)",
+        ));
+    }
+    report.check_memory(config, available)
 }
 
 /// Refuses samples that cannot be made, before the run rather than in its middle.
@@ -180,7 +193,6 @@ pub(crate) fn train(
 ) -> Result<Outcome> {
     let output = Output::new(&engine.config.run.output);
     output.check_free()?;
-    engine.config.check_plateau(data.validation.is_some())?;
     engine.resolve_steps(data.loader.epoch_samples())?;
     Loop::begin(engine, data, output, None)?.run(observer, stop)
 }
@@ -310,19 +322,6 @@ fn forward(engine: &Engine) -> Forward<'_> {
     }
 }
 
-/// What is said when an update was skipped; in fp16 with the scale of this step and of the next one.
-fn skip_notice(step: u64, scale: Option<f64>, next: Option<f64>) -> String {
-    match (scale, next) {
-        (Some(scale), Some(next)) if next < scale => format!(
-            "step {step}: a gradient overflowed at loss scale {scale}; the update was skipped and the scale is now {next}"
-        ),
-        (Some(scale), _) => {
-            format!("step {step}: a gradient overflowed at loss scale {scale}, which stays; the update was skipped")
-        }
-        _ => format!("step {step}: a gradient is not finite; the update was skipped"),
-    }
-}
-
 /// Whether a line of metrics is the evaluation after `step`.
 fn is_evaluation(line: &Value, step: u64) -> bool {
     line["step"] == step && line.get("eval_loss").is_some()
@@ -334,11 +333,11 @@ struct Loop<'a> {
     data: &'a TrainingData,
     output: Output,
     metrics: MetricsFile,
-    /// Held to the end: no second run may write here.
+    saver: Saver,
+    /// Held to the end, that of the saver too: no second run may write here.
     _lock: File,
-    /// The last step whose evaluation, sample or checkpoint was made.
+    /// The last step whose evaluation was made.
     evaluated: Option<u64>,
-    saved: Option<u64>,
 }
 
 impl<'a> Loop<'a> {
@@ -364,10 +363,23 @@ impl<'a> Loop<'a> {
             Some(step) => MetricsFile::read_all(&path)?.iter().any(|line| is_evaluation(line, step)).then_some(step),
             None => None,
         };
-        Ok(Self { engine, data, output, metrics, _lock: lock, evaluated, saved: resumed_at })
+        let saver = Saver::new(output.checkpoints(), engine, resumed_at)?;
+        Ok(Self { engine, data, output, metrics, saver, _lock: lock, evaluated })
     }
 
     fn run(mut self, observer: &mut dyn Observer, stop: &Stop) -> Result<Outcome> {
+        let outcome = self.steps(observer, stop);
+        match (outcome, self.saver.finish(observer)) {
+            (Ok(outcome), saved) => saved.map(|()| outcome),
+            (Err(error), Ok(())) => Err(error),
+            (Err(error), Err(unsaved)) => {
+                observer.on(Event::Notice(&unsaved.to_string()));
+                Err(error)
+            }
+        }
+    }
+
+    fn steps(&mut self, observer: &mut dyn Observer, stop: &Stop) -> Result<Outcome> {
         let (num_parameters, done_steps) = (self.engine.model.num_parameters(), self.engine.counters.step);
         observer.on(Event::Started { plan: &self.engine.plan, num_parameters, done_steps });
         let (every, steps) = (self.engine.config.run.clone(), self.engine.plan.steps);
@@ -377,10 +389,11 @@ impl<'a> Loop<'a> {
         }
         while self.engine.counters.step < steps {
             if let Some(signal) = stop.signal() {
-                self.save(observer)?;
+                self.save(true, observer)?;
                 return Ok(Outcome::Interrupted { signal });
             }
             self.step(observer)?;
+            self.saver.report(observer)?;
             let due = |every: u64| every > 0 && self.engine.counters.step.is_multiple_of(every);
             let (eval_due, sample_due, save_due) =
                 (due(every.eval_every), due(every.sample_every), due(every.checkpoint_every));
@@ -392,13 +405,13 @@ impl<'a> Loop<'a> {
                 self.evaluate(observer)?;
             }
             if save_due && !last {
-                self.save(observer)?;
+                self.save(false, observer)?;
             }
             if sample_due && !last {
                 self.sample(observer)?;
             }
         }
-        self.save(observer)?;
+        self.save(true, observer)?;
         let path = self.output.model();
         self.engine.save_pretrained(&path, self.data.tokenizer.as_ref())?;
         observer.on(Event::Exported { path: &path });
@@ -411,7 +424,7 @@ impl<'a> Loop<'a> {
         let engine = &mut *self.engine;
         let (first, count) = (engine.counters.samples, engine.plan.ramp.size(engine.counters.step));
         let samples = self.data.loader.batch(first, count as usize);
-        let lr = engine.lr();
+        let (lr, curriculum_seqlen) = (engine.lr(), engine.curriculum_length());
         let report = engine.train_batch(&samples)?;
         let step_seconds = start.elapsed().as_secs_f64();
         let metrics = StepMetrics {
@@ -423,6 +436,7 @@ impl<'a> Loop<'a> {
             tokens_per_second: report.num_targets as f64 / step_seconds,
             step_seconds,
             peak_memory_bytes: peak_resident_bytes(),
+            curriculum_seqlen,
             loss_scale: report.loss_scale,
             skipped: report.skipped || report.spiked,
         };
@@ -487,11 +501,9 @@ impl<'a> Loop<'a> {
         Ok(())
     }
 
-    fn save(&mut self, observer: &mut dyn Observer) -> Result<()> {
-        let (engine, step) = (&*self.engine, self.engine.counters.step);
-        if self.saved == Some(step) {
-            return Ok(());
-        }
+    /// Saves the state after the last step; see [`Saver::save`].
+    fn save(&mut self, is_last: bool, observer: &mut dyn Observer) -> Result<()> {
+        let engine = &*self.engine;
         let head = Head {
             counters: engine.counters,
             loader: Loader { samples: engine.counters.samples, fingerprint: fingerprint(self.data, &engine.config) },
@@ -504,23 +516,6 @@ impl<'a> Loop<'a> {
             loss_spike: engine.guard.as_ref().map(|guard| guard.state().clone()),
             plateau: engine.plateau.map(|plateau| plateau.state),
         };
-        let tensors: Vec<StateTensor<'_>> = engine.state.tensors(&engine.model);
-        let specs: Vec<TensorSpec> = (tensors.iter())
-            .map(|StateTensor { name, state, .. }| TensorSpec::whole(*name, state.name, state.shape.dims()))
-            .collect();
-        if let Some(name) = engine.state.first_non_finite(&engine.queue, &engine.model)? {
-            return Err(TrainError::Diverged { step, what: format!("weight {name}") });
-        }
-        // The lines up to this step must be as safe as the checkpoint behind them.
-        self.metrics.sync()?;
-        let folder = self.output.checkpoints();
-        let path = checkpoint::write(&folder, &head, &specs, &mut |index| -> Result<Vec<f32>> {
-            let StateTensor { state, tensor, .. } = &tensors[index];
-            Ok(state.read(&engine.queue, tensor)?)
-        })?;
-        checkpoint::prune(&folder, engine.config.run.keep_checkpoints)?;
-        observer.on(Event::Saved { path: &path });
-        self.saved = Some(step);
-        Ok(())
+        self.saver.save(engine, head, &self.metrics, is_last, observer)
     }
 }

@@ -54,6 +54,20 @@ pub struct StateTensor<'a> {
     pub tensor: &'a Tensor,
 }
 
+impl StateTensor<'_> {
+    /// Puts the values, in f32, into `out`.
+    ///
+    /// # Panics
+    /// If that has another number of elements.
+    pub fn copy_to(&self, queue: &Queue, out: &mut [f32]) -> Result<()> {
+        match self.tensor.dtype() {
+            DType::F32 => (queue.backend().read)(queue, self.tensor, bytemuck::cast_slice_mut(out))?,
+            _ => out.copy_from_slice(&self.state.read(queue, self.tensor)?),
+        }
+        Ok(())
+    }
+}
+
 impl TrainState {
     /// Weights from `source`, optimizer state at zero, all memory set aside.
     pub fn new(
@@ -131,6 +145,11 @@ impl TrainState {
             tensors.extend(states.map(|(state, tensor)| StateTensor { name, state: *state, tensor }));
         }
         tensors
+    }
+
+    /// The number of values of a checkpoint, each an f32.
+    pub fn checkpoint_elements(&self, model: &Model) -> usize {
+        self.tensors(model).iter().map(|tensor| tensor.state.shape.elements()).sum()
     }
 
     /// After masters were written from outside: makes the compute copies again.

@@ -8,10 +8,11 @@
 
 use crate::error::{Result, TrainError};
 use crate::grad_norm::{clip_factor, grad_norm};
+use crate::layer_drop::Kept;
 use crate::plan::groups::ParamGroups;
 use crate::state::TrainState;
 use generate::to_batch;
-use models::{Model, Pass, Resident};
+use models::{Model, Pass, Residency, Resident};
 use ops::{Batch, Cost, Env, HeadRequest, Single};
 use optim::{GradientEdit, Step};
 use tensor::{DType, Queue, Tensor};
@@ -38,6 +39,8 @@ pub struct StepContext<'a> {
     pub nominal_targets: u64,
     /// Keep only what flows between blocks.
     pub recompute: bool,
+    /// How often the last layer runs, under progressive layer drop.
+    pub pld_theta: Option<f64>,
     /// What the loss is multiplied by while gradients are made; 1 unless the run is in fp16.
     pub loss_scale: f64,
     /// After the schedule.
@@ -96,7 +99,11 @@ impl StepContext<'_> {
         let seed = -self.loss_scale as f32 / self.nominal_targets as f32;
         // The factor nominal / counted of the update makes this the micro-batch's share of the step's targets.
         let loss_weight = batch.num_targets as f32 / self.nominal_targets as f32 * self.loss_scale as f32;
-        let pass = self.pass().forward_backward(&self.env(&batch, Some(seed)), loss_weight, self.recompute)?;
+        let num_blocks = self.model.blocks.len();
+        let kept = self.pld_theta.map(|theta| Kept::draw(num_blocks, theta, self.seed, self.step, first_sample));
+        let residency = kept.as_ref().map_or(&Resident as &dyn Residency, |kept| kept);
+        let pass = Pass { model: self.model, residency };
+        let pass = pass.forward_backward(&self.env(&batch, Some(seed)), loss_weight, self.recompute)?;
         so_far.logprobs.push(pass.logprobs);
         so_far.losses.extend(pass.losses.into_iter().map(|(_, loss)| (batch.num_targets, loss)));
         so_far.num_targets += batch.num_targets as u64;

@@ -35,6 +35,37 @@ fn a_run_stopped_by_a_signal_goes_on_bit_for_bit_in_f32_and_bf16() {
 }
 
 #[test]
+fn checkpoints_written_while_training_goes_on_are_those_written_between_two_steps() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (number, (dtype, moments)) in [("f32", "f32"), ("bf16", "bf16"), ("bf16", "int8")].into_iter().enumerate() {
+        let outputs = [true, false].map(|is_async| {
+            let output = folder.path().join(format!("{number}-{is_async}"));
+            let mut config = small(&output);
+            set(&mut config, "bf16", json!({"enabled": dtype == "bf16"}));
+            set(&mut config, "optimizer.moments", json!(moments));
+            set(&mut config, "run.ema_decay", json!(0.9));
+            set(&mut config, "run.checkpoint_every", json!(1));
+            set(&mut config, "run.keep_checkpoints", json!(0));
+            set(&mut config, "run.checkpoint_async", json!(is_async));
+            let saved = run(&config, false, None).saved;
+            let want = (1..=12).map(|step| output.join(format!("checkpoints/step-{step:08}")));
+            assert_eq!(saved, want.collect::<Vec<_>>(), "each is told once, when it is on disk");
+            output
+        });
+        for step in 1..=12 {
+            let [ours, theirs] = outputs.each_ref().map(|output| {
+                let folder = output.join(format!("checkpoints/step-{step:08}"));
+                let manifest = fs::read_to_string(folder.join("manifest.json")).expect("a manifest");
+                let tensors = manifest.split_once("\"tensors\"").expect("tensors").1.rsplit_once("crc32c");
+                let tensors = tensors.expect("its checksum").0.to_owned();
+                (fs::read(folder.join("rank-00000.safetensors")).expect("a file"), tensors)
+            });
+            assert!(ours == theirs, "{dtype}, moments in {moments}, step {step}");
+        }
+    }
+}
+
+#[test]
 fn a_damaged_checkpoint_is_named_and_the_one_before_it_is_used() {
     let folder = tempfile::tempdir().expect("a folder");
     let (whole_output, cut_output) = (folder.path().join("whole"), folder.path().join("cut"));

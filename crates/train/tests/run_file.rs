@@ -71,6 +71,21 @@ fn a_run_file_is_read_with_the_defaults_of_its_types() {
 }
 
 #[test]
+fn checkpoints_on_the_way_are_written_beside_training_unless_the_file_says_otherwise_in_our_words_or_deepspeeds() {
+    let is_async = |every: u64, ours: Value, writer: Value| {
+        let run = json!({ "checkpoint_every": every, "checkpoint_async": ours });
+        config(json!({ "run": run, "checkpoint": { "writer": writer } })).checkpoint_async()
+    };
+    let fast = json!({ "type": "FAST" });
+    assert!(is_async(10, Value::Null, Value::Null) && is_async(10, Value::Null, fast));
+    assert!(!is_async(10, json!(false), Value::Null) && !is_async(10, Value::Null, json!({ "decoupled": false })));
+    assert!(is_async(10, Value::Null, json!({ "decoupled": true })));
+    assert!(is_async(10, json!(true), json!({ "decoupled": false })));
+    // There is nothing to go on with beside the only one, at the end.
+    assert!(!is_async(0, json!(true), Value::Null));
+}
+
+#[test]
 fn adam_decouples_its_decay_unless_told_otherwise_and_adam_w_always_does() {
     let decoupled = |kind: &str, params: Value| {
         config(json!({ "optimizer": { "type": kind, "params": params } })).optimizer.unwrap().rule.decoupled_decay()
@@ -266,6 +281,8 @@ fn another(kind: &Kind, default: &Value) -> Value {
         json!("text"),
         json!(["a"]),
         json!([0.1, 0.2]),
+        json!([2]),
+        json!(3),
     ];
     let named = if let Kind::Names(names) = kind { names.iter().map(|name| json!(name)).collect() } else { vec![] };
     let fits = |value: &&Value| match kind {
@@ -276,6 +293,7 @@ fn another(kind: &Kind, default: &Value) -> Value {
         }
         Kind::Names(_) => named.contains(value),
         Kind::Pair(_) => **value == json!([0.1, 0.2]),
+        Kind::List(Kind::Int { .. }) => **value == json!([2]),
         Kind::List(Kind::Text) => **value == json!(["a"]),
         Kind::OneOf(kinds) if !kinds.iter().any(|kind| matches!(kind, Kind::Text)) => value.as_f64() == Some(0.25),
         _ => value.is_string(),
@@ -294,6 +312,8 @@ fn every_honoured_key_of_the_table_reaches_the_typed_configuration() {
         if key.status != Status::Honoured
             || !is_leaf
             || matches!(key.path, "run.device" | "data.train" | "data.validation" | "optimizer.groups")
+            // It has one value.
+            || key.path == "curriculum_learning.curriculum_type"
             // It is written into optimizer.moments.
             || key.path.ends_with(".fp32_optimizer_states")
         {
@@ -320,6 +340,17 @@ fn every_honoured_key_of_the_table_reaches_the_typed_configuration() {
         };
         for name in needed.iter().filter(|name| !key.path.ends_with(*name)) {
             file[section]["params"][name] = json!(1);
+        }
+        if key.path == "curriculum_learning.enabled" {
+            let settings = json!({ "total_curriculum_step": 9, "difficulty_step": 8 });
+            for (name, value) in [
+                ("min_difficulty", json!(8)),
+                ("max_difficulty", json!(16)),
+                ("schedule_type", json!("fixed_linear")),
+                ("schedule_config", settings),
+            ] {
+                file[section][name] = value;
+            }
         }
         let typed = serde_json::to_value(config(file)).unwrap();
         let found = typed.pointer(&format!("/{}", key.path.replace('.', "/")));

@@ -1,6 +1,6 @@
 //! Failures while running, signals, kills, and going on from there bit for bit.
 
-use crate::common::{Ended, Place, losses, metrics, run_file_with};
+use crate::common::{Ended, Place, losses, metrics, put, run_file_with};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
@@ -126,6 +126,40 @@ fn killed_at_any_moment_and_resumed_a_run_gives_the_losses_and_weights_of_an_und
     place.output_of(&["train", "r.json", "--resume"]);
     assert_equals_undisturbed_run(&place);
     assert!(kills >= 3, "only {kills} kills came before the end");
+}
+
+#[test]
+fn killed_while_a_checkpoint_is_written_beside_training_the_one_before_it_gives_the_same_run() {
+    let place = Place::new();
+    // A checkpoint after every step, and some milliseconds to write it: nearly every kill finds one under way.
+    let settings = |output: &str| {
+        let mut settings = settings(output);
+        put(&mut settings, "run.checkpoint_every", json!(1));
+        put(&mut settings, "run.keep_checkpoints", json!(1));
+        put(&mut settings, "run.steps", json!(40));
+        put(&mut settings, "model.config.vocab_size", json!(8192));
+        settings
+    };
+    place.write("whole.json", settings("whole").to_string());
+    place.write("r.json", settings("out").to_string());
+    place.output_of(&["train", "whole.json"]);
+    let checkpoints = place.path("out/checkpoints");
+    let is_under_way = || {
+        let entries = fs::read_dir(&checkpoints).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name()).any(|name| name.to_string_lossy().starts_with(".step-"))
+    };
+    let mut kills_under_way = 0;
+    for kill in 0..12 {
+        let mut child = place.command(&["train", "r.json", "--resume", "--quiet"]).spawn().expect("the program");
+        wait_for_steps(&place, &mut child, 3 * kill + 1);
+        sleep(Duration::from_micros(1700 * kill as u64));
+        child.kill().expect("kill");
+        let was_running = child.wait().expect("its end").code().is_none();
+        kills_under_way += usize::from(was_running && is_under_way());
+    }
+    place.output_of(&["train", "r.json", "--resume"]);
+    assert_equals_undisturbed_run(&place);
+    assert!(kills_under_way >= 3, "only {kills_under_way} kills came while a checkpoint was written");
 }
 
 #[test]

@@ -103,8 +103,10 @@ fn quiet_prints_results_and_errors_only() {
 #[test]
 fn the_json_log_is_one_object_a_line() {
     let place = with_every_event();
+    // Beside training, a checkpoint is there when it is there.
+    let between = ["--set", "run.checkpoint_async=false"];
     let events_of = |args: &[&str], status: i32| -> Vec<Value> {
-        let ended = place.run(&[args, &["--log-format", "json"]].concat());
+        let ended = place.run(&[args, &between, &["--log-format", "json"]].concat());
         assert_eq!(ended.status, status, "{ended:?}");
         let lines = ended.err.lines();
         lines.map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()

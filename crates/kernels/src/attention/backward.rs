@@ -1,7 +1,8 @@
 //! The backward pass: one task is one key head of one segment, with all query heads that share it.
 //!
-//! Keys and values of the segment are packed once; for every block of queries the gradient of `q` is summed in the block
-//! while those of `k` and `v` are summed over all blocks and heads, in order.
+//! Keys and values of the segment are packed once. A few blocks of queries go along the keys together, since what belongs
+//! to the keys of a long segment lies far from the core: the gradient of `q` is summed in its block, those of `k` and `v` over
+//! all blocks and heads, in order.
 
 use super::geometry::{Block, visible_keys};
 use super::product::{Format, UNIT};
@@ -77,9 +78,12 @@ struct Keys<'a> {
     dv: &'a mut [f32],
 }
 
-/// The blocks that [`Keys::take`] and [`Queries::take`] take.
-const KEY_BLOCKS: usize = 5;
-const QUERY_BLOCKS: usize = 14;
+/// Blocks of queries that go along the keys together.
+const QUERY_BLOCKS: usize = 4;
+/// The pieces of memory that [`Keys::take`], [`Queries::take`] and [`Pairs::take`] take.
+const KEY_PIECES: usize = 5;
+const QUERY_PIECES: usize = 9;
+const PAIR_PIECES: usize = 5;
 
 impl<'a> Keys<'a> {
     fn take(scratch: &mut Scratch<'a>, len: usize) -> Self {
@@ -111,41 +115,52 @@ impl<'a> Packed<'a> {
     }
 }
 
-/// One block of queries, and the blocks `[key][query]` of its probabilities.
+/// One block of queries.
 struct Queries<'a> {
+    /// Its first query, in the segment.
+    query: usize,
     q: Packed<'a>,
     dout: Packed<'a>,
     dq: &'a mut [f32],
     log_sum_exp: &'a mut [f32],
     delta: &'a mut [f32],
-    scores: &'a mut [f32],
-    dp: &'a mut [f32],
-    words: GradientWords<'a>,
 }
 
 impl<'a> Queries<'a> {
     /// What [`Queries::take`] takes.
-    fn lens(width: usize) -> [usize; QUERY_BLOCKS] {
-        let mut lens = [BLOCK * BLOCK; QUERY_BLOCKS];
-        lens[..7].fill(BLOCK * width);
-        lens[7..9].fill(BLOCK);
+    fn lens(width: usize) -> [usize; QUERY_PIECES] {
+        let mut lens = [BLOCK * width; QUERY_PIECES];
+        lens[7..].fill(BLOCK);
         lens
     }
 
     fn take(scratch: &mut Scratch<'a>, width: usize) -> Self {
         Self {
+            query: 0,
             q: Packed::take(scratch, BLOCK * width),
             dout: Packed::take(scratch, BLOCK * width),
             dq: scratch.take(BLOCK * width),
             log_sum_exp: scratch.take(BLOCK),
             delta: scratch.take(BLOCK),
+        }
+    }
+}
+
+/// A block of queries against a block of keys, `[key][query]`.
+struct Pairs<'a> {
+    scores: &'a mut [f32],
+    dp: &'a mut [f32],
+    words: GradientWords<'a>,
+}
+
+impl<'a> Pairs<'a> {
+    fn take(scratch: &mut Scratch<'a>) -> Self {
+        let words = [(); 3].map(|()| scratch.take(BLOCK * BLOCK));
+        let [p, ds, ds_interleaved] = words;
+        Self {
             scores: scratch.take(BLOCK * BLOCK),
             dp: scratch.take(BLOCK * BLOCK),
-            words: GradientWords {
-                p: scratch.take(BLOCK * BLOCK),
-                ds: scratch.take(BLOCK * BLOCK),
-                ds_interleaved: scratch.take(BLOCK * BLOCK),
-            },
+            words: GradientWords { p, ds, ds_interleaved },
         }
     }
 }
@@ -158,18 +173,27 @@ impl<T: Element> Call<'_, T> {
         let heads = kv_head * spec.group()..(kv_head + 1) * spec.group();
         let width = padded(spec.head_dim);
         let keys_len = segment.k_len.next_multiple_of(UNIT) * width;
-        let mut lens = [0; KEY_BLOCKS + QUERY_BLOCKS];
-        lens[..KEY_BLOCKS].fill(keys_len);
-        lens[KEY_BLOCKS..].copy_from_slice(&Queries::lens(width));
+        let mut lens = [BLOCK * BLOCK; KEY_PIECES + QUERY_BLOCKS * QUERY_PIECES + PAIR_PIECES];
+        lens[..KEY_PIECES].fill(keys_len);
+        for lens in lens[KEY_PIECES..].chunks_exact_mut(QUERY_PIECES).take(QUERY_BLOCKS) {
+            lens.copy_from_slice(&Queries::lens(width));
+        }
         with_scratch(&lens, |mut scratch| {
             let mut keys = Keys::take(&mut scratch, keys_len);
-            let mut queries = Queries::take(&mut scratch, width);
+            let mut blocks = [(); QUERY_BLOCKS].map(|()| Queries::take(&mut scratch, width));
+            let mut pairs = Pairs::take(&mut scratch);
             self.pack_keys(work(heads.start), kv_head, &mut keys);
             for work in heads.map(work) {
-                for query in (0..segment.q_len).step_by(BLOCK) {
-                    self.pack_queries(work, query, &mut queries);
-                    add_gradients(work, query, &mut keys, &mut queries);
-                    self.store(segment.q_start + query, work.num_queries(query), work.head, queries.dq);
+                for first in (0..segment.q_len).step_by(QUERY_BLOCKS * BLOCK) {
+                    let starts = (first..segment.q_len).step_by(BLOCK);
+                    let count = starts.len().min(QUERY_BLOCKS);
+                    for (query, block) in starts.zip(&mut blocks) {
+                        self.pack_queries(work, query, block);
+                    }
+                    add_gradients_of(work, &mut blocks[..count], &mut keys, &mut pairs);
+                    for Queries { query, dq, .. } in &blocks[..count] {
+                        self.store(segment.q_start + query, work.num_queries(*query), work.head, dq);
+                    }
                 }
             }
             self.store(segment.k_start, segment.k_len, spec.num_heads + kv_head, keys.dk);
@@ -197,6 +221,7 @@ impl<T: Element> Call<'_, T> {
         let q = Rows { data: self.qkv, stride: self.stride }.starting_at(row, column);
         let [out, dout] = [self.out, self.dout]
             .map(|data| Rows { data, stride: spec.num_heads * spec.head_dim }.starting_at(row, column));
+        queries.query = query;
         queries.q.pack(work, q, num_queries);
         queries.dout.pack(work, dout, num_queries);
         queries.dq.fill(0.0);
@@ -225,32 +250,45 @@ impl<T: Element> Call<'_, T> {
     }
 }
 
-/// The gradients that a block of queries and the keys it sees give each other.
-fn add_gradients(work: Work<'_>, query: usize, keys: &mut Keys<'_>, queries: &mut Queries<'_>) {
+/// The gradients that neighbouring blocks of queries and the keys they see give each other.
+fn add_gradients_of(work: Work<'_>, blocks: &mut [Queries<'_>], keys: &mut Keys<'_>, pairs: &mut Pairs<'_>) {
+    let (Some(first), Some(last)) = (blocks.first(), blocks.last()) else { return };
+    let seen = visible_keys(work.spec, work.segment, first.query..last.query + work.num_queries(last.query));
+    for key in (seen.start / BLOCK * BLOCK..seen.end).step_by(BLOCK) {
+        for queries in blocks.iter_mut() {
+            add_gradients(work, key, keys, queries, pairs);
+        }
+    }
+}
+
+/// The gradients that a block of queries and the block of keys from `key` on give each other.
+fn add_gradients(work: Work<'_>, key: usize, keys: &mut Keys<'_>, queries: &mut Queries<'_>, pairs: &mut Pairs<'_>) {
     let Work { isa, format, spec, segment, .. } = work;
     let (width, words_per_row) = (work.width(), work.words_per_row());
-    let Queries { q, dout, dq, log_sum_exp, delta, scores, dp, words } = queries;
+    let Queries { query, q, dout, dq, log_sum_exp, delta } = queries;
+    let Pairs { scores, dp, words } = pairs;
     let saved = Saved { log_sum_exp, delta };
-    let seen = visible_keys(spec, segment, query..query + work.num_queries(query));
-    for key in (seen.start / BLOCK * BLOCK..seen.end).step_by(BLOCK) {
-        let block = Block::new(spec, segment, query, key);
-        let (k, v) = (&keys.k_natural[key * words_per_row..], &keys.v_natural[key * words_per_row..]);
-        work.scores_of(&block, k, q.transposed, scores);
-        work.scores_of(&block, v, dout.transposed, dp);
-        gradient_block(isa, scores, dp, &block, work.scores(), work.dropout(query, key), format, &saved, words);
-        let (dk, dv) = (&mut keys.dk[key * width..], &mut keys.dv[key * width..]);
-        match format {
-            Format::Single => {
-                let (p, ds): (&[u32], &[u32]) = (bytemuck::cast_slice(scores), bytemuck::cast_slice(dp));
-                work.along_queries(&block, p, dout.natural, dv);
-                work.along_queries(&block, ds, q.natural, dk);
-                work.along_keys(&block, ds, k, dq);
-            }
-            Format::Bf16Pair => {
-                work.along_queries(&block, words.p, dout.interleaved, dv);
-                work.along_queries(&block, words.ds, q.interleaved, dk);
-                work.along_keys(&block, words.ds_interleaved, &keys.k_interleaved[key / 2 * width..], dq);
-            }
+    let query = *query;
+    let block = Block::new(spec, segment, query, key);
+    if block.is_empty() {
+        return;
+    }
+    let (k, v) = (&keys.k_natural[key * words_per_row..], &keys.v_natural[key * words_per_row..]);
+    work.scores_of(&block, k, q.transposed, scores);
+    work.scores_of(&block, v, dout.transposed, dp);
+    gradient_block(isa, scores, dp, &block, work.scores(), work.dropout(query, key), format, &saved, words);
+    let (dk, dv) = (&mut keys.dk[key * width..], &mut keys.dv[key * width..]);
+    match format {
+        Format::Single => {
+            let (p, ds): (&[u32], &[u32]) = (bytemuck::cast_slice(scores), bytemuck::cast_slice(dp));
+            work.along_queries(&block, p, dout.natural, dv);
+            work.along_queries(&block, ds, q.natural, dk);
+            work.along_keys(&block, ds, k, dq);
+        }
+        Format::Bf16Pair => {
+            work.along_queries(&block, words.p, dout.interleaved, dv);
+            work.along_queries(&block, words.ds, q.interleaved, dk);
+            work.along_keys(&block, words.ds_interleaved, &keys.k_interleaved[key / 2 * width..], dq);
         }
     }
 }

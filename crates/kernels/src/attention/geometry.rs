@@ -39,6 +39,19 @@ impl Block {
         (if self.causal { own.max(0) } else { 0 })..own.saturating_add(self.window)
     }
 
+    /// Whether every query, and every lane after the last, sees every key up to the end of the last unit: no masks then.
+    #[inline(always)]
+    pub(super) fn is_whole(&self) -> bool {
+        let (first, last) = (self.queries(0), self.queries(self.num_keys - 1));
+        self.num_keys.is_multiple_of(UNIT) && last.start <= 0 && first.end >= BLOCK as i64
+    }
+
+    /// Units that are worked on at once: all of `units` where they see the same.
+    #[inline(always)]
+    pub(super) fn band(&self, units: usize) -> usize {
+        if self.is_whole() { units } else { 1 }
+    }
+
     /// Whether no query sees any key.
     pub(super) fn is_empty(&self) -> bool {
         (0..self.key_units()).all(|unit| self.units_seeing(unit).is_empty())

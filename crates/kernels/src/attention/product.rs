@@ -273,25 +273,21 @@ mod x86 {
         }
     }
 
-    /// Tiles of at most 24 of the 32 registers, whatever the number of units.
+    /// Tiles of 16 of the 32 registers: their sums are stored while the next tile is multiplied.
     ///
     /// # Safety
     /// As for [`tile`], for all rows and lanes.
     #[inline(always)]
     unsafe fn by_units<L: Lanes>(c: *mut f32, c_row: usize, add: bool, p: Product<'_>) {
-        let mut unit = 0;
-        while unit < p.units {
+        for unit in (0..p.units).step_by(2) {
             let l = unit * UNIT;
             // SAFETY: the caller promises the instruction set and that all rows and lanes are in bounds.
             unsafe {
                 match p.units - unit {
                     1 => column::<L, 8, 1>(c, c_row, add, p, l),
-                    2 => column::<L, 8, 2>(c, c_row, add, p, l),
-                    3 => column::<L, 8, 3>(c, c_row, add, p, l),
-                    _ => column::<L, 4, 4>(c, c_row, add, p, l),
+                    _ => column::<L, 8, 2>(c, c_row, add, p, l),
                 }
             }
-            unit += 4;
         }
     }
 

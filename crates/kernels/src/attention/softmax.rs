@@ -17,32 +17,86 @@ pub(super) const MASKED: f32 = f32::MIN;
 /// What a running maximum starts from: no visible `x` is lower in earnest.
 pub(super) const LOWEST: f32 = -1e30;
 
-/// `a b + c`: fused where the instruction set has it; elsewhere that would be a slow call.
-pub(super) trait MultiplyAdd {
+/// The arithmetic in which instruction sets differ.
+pub(super) trait Arithmetic {
+    /// `a b + c`: fused where the instruction set has it; elsewhere that would be a slow call.
     fn multiply_add(a: f32, b: f32, c: f32) -> f32;
+
+    /// Words of two bf16, `low` and `high`, each rounded to nearest, ties to even. Infinities stay; so do the NaNs that
+    /// arithmetic makes, whose low bits are zero.
+    #[inline(always)]
+    fn pairs(low: &[f32; UNIT], high: &[f32; UNIT]) -> [u32; UNIT] {
+        std::array::from_fn(|lane| bf16_pair(low[lane], high[lane]))
+    }
+
+    /// The same of neighbours.
+    #[inline(always)]
+    fn neighbours(values: &[f32; UNIT]) -> [u32; UNIT / 2] {
+        let mut pairs = [0; UNIT / 2];
+        for (pair, [low, high]) in pairs.iter_mut().zip(values.as_chunks::<2>().0) {
+            *pair = bf16_pair(*low, *high);
+        }
+        pairs
+    }
 }
 
 /// For bodies compiled with FMA.
 struct Fused;
 
+/// For bodies compiled with FMA and AVX-512 BF16, which rounds in one instruction and takes subnormal numbers as zero.
+#[cfg(target_arch = "x86_64")]
+struct FusedBf16;
+
 /// For every machine.
 pub(super) struct Separate;
 
-impl MultiplyAdd for Fused {
+impl Arithmetic for Fused {
     #[inline(always)]
     fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
         a.mul_add(b, c)
     }
 }
 
-impl MultiplyAdd for Separate {
+#[cfg(target_arch = "x86_64")]
+impl Arithmetic for FusedBf16 {
+    #[inline(always)]
+    fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
+        a.mul_add(b, c)
+    }
+
+    #[inline(always)]
+    fn pairs(low: &[f32; UNIT], high: &[f32; UNIT]) -> [u32; UNIT] {
+        use std::arch::x86_64::*;
+        // SAFETY: only bodies compiled for AVX-512 BF16 name this type; the arrays are vectors.
+        unsafe {
+            let bits = |values: &[f32; UNIT]| {
+                let halves = _mm512_cvtneps_pbh(_mm512_loadu_ps(values.as_ptr()));
+                _mm512_cvtepu16_epi32(std::mem::transmute::<__m256bh, __m256i>(halves))
+            };
+            let words = _mm512_or_si512(bits(low), _mm512_slli_epi32::<16>(bits(high)));
+            std::mem::transmute::<__m512i, [u32; UNIT]>(words)
+        }
+    }
+
+    #[inline(always)]
+    fn neighbours(values: &[f32; UNIT]) -> [u32; UNIT / 2] {
+        use std::arch::x86_64::*;
+        // SAFETY: only bodies compiled for AVX-512 BF16 name this type; the array is a vector.
+        unsafe {
+            let halves = _mm512_cvtneps_pbh(_mm512_loadu_ps(values.as_ptr()));
+            std::mem::transmute::<__m256bh, [u32; UNIT / 2]>(halves)
+        }
+    }
+}
+
+impl Arithmetic for Separate {
     #[inline(always)]
     fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
         a * b + c
     }
 }
 
-/// Compiles `$body::<impl MultiplyAdd>` for every instruction set; the function made takes an [`Isa`] first.
+/// Compiles `$body::<impl Arithmetic>` for every instruction set; the function made takes an [`Isa`] first.
 macro_rules! multiversion_fused {
     ($(#[$meta:meta])* fn $name:ident = $body:ident($($arg:ident: $ty:ty),* $(,)?)) => {
         $(#[$meta])*
@@ -56,7 +110,13 @@ macro_rules! multiversion_fused {
                 #[target_feature(enable = "avx2,fma")]
                 #[allow(clippy::too_many_arguments, reason = "the body's own arguments")]
                 fn avx2($($arg: $ty),*) { $body::<Fused>($($arg),*) }
-                if isa.has_avx512() {
+                #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+                #[allow(clippy::too_many_arguments, reason = "the body's own arguments")]
+                fn avx512_bf16($($arg: $ty),*) { $body::<FusedBf16>($($arg),*) }
+                if isa.has_avx512_bf16() {
+                    // SAFETY: an `Isa` with AVX-512 BF16 is only made on a machine that has it.
+                    return unsafe { avx512_bf16($($arg),*) };
+                } else if isa.has_avx512() {
                     // SAFETY: an `Isa` with AVX-512 is only made on a machine that has it.
                     return unsafe { avx512($($arg),*) };
                 } else if isa.has_avx2() {
@@ -76,7 +136,7 @@ macro_rules! multiversion_fused {
 /// subnormal number (each costs a hundred cycles on some machines, and every masked score would be one).
 /// The polynomial interpolates `(2^r - 1) / r` in the Chebyshev nodes of `[-1/2, 1/2]`.
 #[inline(always)]
-pub(super) fn exp2<F: MultiplyAdd>(x: f32) -> f32 {
+pub(super) fn exp2<F: Arithmetic>(x: f32) -> f32 {
     /// 1.5 * 2^23: adding it rounds to the nearest integer, which the low mantissa bits then hold.
     const ROUND: f32 = 12_582_912.0;
     let x = if x < -127.0 { -127.0 } else { x };
@@ -145,8 +205,7 @@ fn read(values: &[f32], query: usize) -> [f32; UNIT] {
     *values[query..].first_chunk().expect("blocks have whole units")
 }
 
-/// Two numbers as bf16 in a word, each rounded to nearest, ties to even. Infinities stay; so do the NaNs that arithmetic
-/// makes, whose low bits are zero.
+/// [`Arithmetic::pairs`] of one pair.
 #[inline(always)]
 fn bf16_pair(low: f32, high: f32) -> u32 {
     let rounded = |x: f32| x.to_bits().wrapping_add(0x7fff + (x.to_bits() >> 16 & 1));
@@ -155,25 +214,17 @@ fn bf16_pair(low: f32, high: f32) -> u32 {
 
 /// Rounds rows of a block to bf16 and puts rows `2 i` and `2 i + 1` in the words of row `i`.
 #[inline(always)]
-fn pair_rows(block: &mut [f32], words: &mut [u32], keys: std::ops::Range<usize>, query: usize) {
+fn pair_rows<F: Arithmetic>(block: &mut [f32], words: &mut [u32], keys: std::ops::Range<usize>, query: usize) {
     for key in keys.step_by(2) {
         let (first, second) = (*lanes(block, key, query), *lanes(block, key + 1, query));
-        let mut pairs = [0; UNIT];
-        for lane in 0..UNIT {
-            pairs[lane] = bf16_pair(first[lane], second[lane]);
-        }
-        words[key / 2 * BLOCK + query..][..UNIT].copy_from_slice(&pairs);
+        words[key / 2 * BLOCK + query..][..UNIT].copy_from_slice(&F::pairs(&first, &second));
     }
 }
 
 /// Rounds a row of 16 queries to bf16, in pairs.
 #[inline(always)]
-fn pair_lanes(values: &[f32; UNIT], words: &mut [u32]) {
-    let mut pairs = [0; UNIT / 2];
-    for (pair, [low, high]) in pairs.iter_mut().zip(values.as_chunks::<2>().0) {
-        *pair = bf16_pair(*low, *high);
-    }
-    words[..UNIT / 2].copy_from_slice(&pairs);
+fn pair_lanes<F: Arithmetic>(values: &[f32; UNIT], words: &mut [u32]) {
+    words[..UNIT / 2].copy_from_slice(&F::neighbours(values));
 }
 
 /// The running state of a block of queries, `[BLOCK]` each.
@@ -196,7 +247,7 @@ multiversion_fused! {
 }
 
 #[inline(always)]
-fn softmax_block_body<F: MultiplyAdd>(
+fn softmax_block_body<F: Arithmetic>(
     scores: &mut [f32],
     words: &mut [u32],
     block: &Block,
@@ -205,6 +256,7 @@ fn softmax_block_body<F: MultiplyAdd>(
     format: Format,
     running: &mut Running<'_>,
 ) {
+    let masks = !block.is_whole();
     for unit in 0..block.query_units() {
         let query = unit * UNIT;
         let seen = block.units_seen(unit);
@@ -214,7 +266,9 @@ fn softmax_block_body<F: MultiplyAdd>(
         for key in keys.clone() {
             let row = lanes(scores, key, query);
             how.apply(row);
-            mask(row, block, key, query);
+            if masks {
+                mask(row, block, key, query);
+            }
             for (max, &x) in max.iter_mut().zip(&*row) {
                 *max = if x > *max { x } else { *max };
             }
@@ -238,7 +292,7 @@ fn softmax_block_body<F: MultiplyAdd>(
             dropout.apply(scores, keys.clone(), query);
         }
         if format == Format::Bf16Pair {
-            pair_rows(scores, words, keys, query);
+            pair_rows::<F>(scores, words, keys, query);
         }
     }
 }
@@ -284,7 +338,7 @@ multiversion_fused! {
 
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "the operands of one kernel")]
-fn gradient_block_body<F: MultiplyAdd>(
+fn gradient_block_body<F: Arithmetic>(
     scores: &mut [f32],
     dp: &mut [f32],
     block: &Block,
@@ -294,6 +348,7 @@ fn gradient_block_body<F: MultiplyAdd>(
     saved: &Saved<'_>,
     words: &mut GradientWords<'_>,
 ) {
+    let masks = !block.is_whole();
     for unit in 0..block.query_units() {
         let query = unit * UNIT;
         let seen = block.units_seen(unit);
@@ -305,7 +360,9 @@ fn gradient_block_body<F: MultiplyAdd>(
         for key in keys.clone() {
             let (p, ds) = (lanes(scores, key, query), lanes(dp, key, query));
             let derivatives = how.apply(p);
-            mask(p, block, key, query);
+            if masks {
+                mask(p, block, key, query);
+            }
             for lane in 0..UNIT {
                 p[lane] = exp2::<F>(F::multiply_add(p[lane], how.factor, -log_sum_exp[lane]));
                 ds[lane] = p[lane] * (ds[lane] - delta[lane]) * derivatives[lane];
@@ -316,10 +373,10 @@ fn gradient_block_body<F: MultiplyAdd>(
         }
         if format == Format::Bf16Pair {
             for key in keys.clone() {
-                pair_lanes(lanes(scores, key, query), &mut words.p[(key * BLOCK + query) / 2..]);
-                pair_lanes(lanes(dp, key, query), &mut words.ds[(key * BLOCK + query) / 2..]);
+                pair_lanes::<F>(lanes(scores, key, query), &mut words.p[(key * BLOCK + query) / 2..]);
+                pair_lanes::<F>(lanes(dp, key, query), &mut words.ds[(key * BLOCK + query) / 2..]);
             }
-            pair_rows(dp, words.ds_interleaved, keys, query);
+            pair_rows::<F>(dp, words.ds_interleaved, keys, query);
         }
     }
 }

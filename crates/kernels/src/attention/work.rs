@@ -56,7 +56,7 @@ impl<'a> Work<'a> {
         scores: &mut [f32],
     ) {
         let words_per_row = self.words_per_row();
-        for unit in 0..block.key_units() {
+        for unit in (0..block.key_units()).step_by(block.band(block.key_units())) {
             let queries = block.units_seeing(unit);
             let operands = Product {
                 a: &keys_natural[unit * UNIT * words_per_row..],
@@ -64,7 +64,7 @@ impl<'a> Work<'a> {
                 a_depth: 1,
                 b: &queries_transposed[queries.start * UNIT..],
                 b_row: BLOCK,
-                rows: UNIT,
+                rows: UNIT * block.band(block.key_units()),
                 units: queries.len(),
                 depth: words_per_row,
             };
@@ -77,7 +77,7 @@ impl<'a> Work<'a> {
     /// `weights` and `values` have neighbouring keys in a word.
     pub(super) fn along_keys(&self, block: &Block, weights: &[u32], values: &[u32], out: &mut [f32]) {
         let (width, words_per_unit) = (self.width(), UNIT / self.format.per_word());
-        for unit in 0..block.query_units() {
+        for unit in (0..block.query_units()).step_by(block.band(block.query_units())) {
             let seen = block.units_seen(unit);
             let first = seen.start * words_per_unit;
             let operands = Product {
@@ -86,7 +86,7 @@ impl<'a> Work<'a> {
                 a_depth: BLOCK,
                 b: &values[first * width..],
                 b_row: width,
-                rows: UNIT,
+                rows: UNIT * block.band(block.query_units()),
                 units: width / UNIT,
                 depth: seen.len() * words_per_unit,
             };
@@ -99,7 +99,7 @@ impl<'a> Work<'a> {
     pub(super) fn along_queries(&self, block: &Block, weights: &[u32], values: &[u32], out: &mut [f32]) {
         let width = self.width();
         let (row, words_per_unit) = (BLOCK / self.format.per_word(), UNIT / self.format.per_word());
-        for unit in 0..block.key_units() {
+        for unit in (0..block.key_units()).step_by(block.band(block.key_units())) {
             let queries = block.units_seeing(unit);
             let first = queries.start * words_per_unit;
             let operands = Product {
@@ -108,7 +108,7 @@ impl<'a> Work<'a> {
                 a_depth: 1,
                 b: &values[first * width..],
                 b_row: width,
-                rows: UNIT,
+                rows: UNIT * block.band(block.key_units()),
                 units: width / UNIT,
                 depth: queries.len() * words_per_unit,
             };

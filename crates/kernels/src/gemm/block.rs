@@ -165,25 +165,28 @@ impl<T: GemmInput, C: Element> Product<'_, T, C> {
         let b_part = k_words * kernel.cols();
         let a_group = (PACK_TASK_WORDS / a_part).max(1);
         let b_group = (PACK_TASK_WORDS / b_part).max(1);
-        let a_tasks = a.len().div_ceil(a_group * a_part);
-        let b_tasks = b.len().div_ceil(b_group * b_part);
+        let a_groups = a.len().div_ceil(a_group * a_part);
+        let b_groups = b.len().div_ceil(b_group * b_part);
+        let num_tasks = a_groups.max(b_groups);
         let (a_len, b_len) = (a.len(), b.len());
         let (a, b) = (Parts::new(a), Parts::new(b));
-        run_tasks(self.cpu, a_tasks + b_tasks, self.is_serial, |task| {
-            if task < a_tasks {
-                let start = task * a_group * a_part;
-                // SAFETY: each task takes its own group of panels.
+        // Each task takes a share of both, so that a thread packs the rows of A that it will multiply.
+        let share = |task: usize, groups: usize| task * groups / num_tasks..(task + 1) * groups / num_tasks;
+        run_tasks(self.cpu, num_tasks, self.is_serial, |task| {
+            for group in share(task, a_groups) {
+                let start = group * a_group * a_part;
+                // SAFETY: each task takes its own groups of panels.
                 let panels = unsafe { a.get(start..(start + a_group * a_part).min(a_len)) };
                 for (i, panel) in panels.chunks_exact_mut(a_part).enumerate() {
-                    self.pack_rows(block, (task * a_group + i) * kernel.rows, panel);
+                    self.pack_rows(block, (group * a_group + i) * kernel.rows, panel);
                 }
-            } else {
-                let task = task - a_tasks;
-                let start = task * b_group * b_part;
-                // SAFETY: each task takes its own group of panels.
+            }
+            for group in share(task, b_groups) {
+                let start = group * b_group * b_part;
+                // SAFETY: each task takes its own groups of panels.
                 let panels = unsafe { b.get(start..(start + b_group * b_part).min(b_len)) };
                 for (i, panel) in panels.chunks_exact_mut(b_part).enumerate() {
-                    self.pack_cols(block, (task * b_group + i) * kernel.cols(), panel);
+                    self.pack_cols(block, (group * b_group + i) * kernel.cols(), panel);
                 }
             }
         });
@@ -226,10 +229,11 @@ impl<T: GemmInput, C: Element> Product<'_, T, C> {
         let row_panels = block.rows.len().div_ceil(self.kernel.rows);
         let col_panels = block.cols.len().div_ceil(self.kernel.cols());
         let (tile_rows, tile_cols) = tile_panels(row_panels, col_panels);
-        let tiles_down = row_panels.div_ceil(tile_rows);
-        let tiles = tiles_down * col_panels.div_ceil(tile_cols);
+        let tiles_across = col_panels.div_ceil(tile_cols);
+        let tiles = row_panels.div_ceil(tile_rows) * tiles_across;
+        // Along the rows first: a thread's share of the tiles is a band of rows of C.
         run_tasks(self.cpu, tiles, self.is_serial, |index| {
-            let (row, col) = (index % tiles_down * tile_rows, index / tiles_down * tile_cols);
+            let (row, col) = (index / tiles_across * tile_rows, index % tiles_across * tile_cols);
             let rows = row..(row + tile_rows).min(row_panels);
             let cols = col..(col + tile_cols).min(col_panels);
             // SAFETY: every tile lies in C, inside its slice as `check` found, and is the work of one task.

@@ -23,7 +23,7 @@ const STREAM_BYTES: usize = 128 << 10;
 /// Tasks at most that one product is streamed in: each leaves sums to be added.
 const MAX_STREAMS: usize = 8;
 /// Bytes by which streaming runs ahead of multiplying.
-const AHEAD_BYTES: usize = 4096;
+const AHEAD_BYTES: usize = 8192;
 
 /// Vectors of sums in registers: rows of x times vectors of columns.
 const SUMS: usize = 8;
@@ -93,10 +93,14 @@ fn stream_rows<T: GemmInput, C: Element>(cpu: &Cpu, kernel: &Kernel<T, C>, args:
     });
     let (sum, others) = sums.split_at_mut(n);
     others.chunks_exact(n).for_each(|other| add(cpu.isa, sum, other));
-    for (col, c) in c.data[..n].iter_mut().enumerate() {
-        let sum = sum[col] + bias.map_or(0.0, |bias| bias[col].to_f32());
-        *c = C::from_f32(if accumulate { sum + c.to_f32() } else { sum });
+    if let Some(bias) = bias {
+        add(cpu.isa, sum, bias);
     }
+    let c = &mut c.data[..n];
+    if accumulate {
+        add(cpu.isa, sum, c);
+    }
+    round(cpu.isa, sum, c);
     SUMS_OF_STREAMS.set(buffer);
 }
 
@@ -130,8 +134,14 @@ pub(super) unsafe fn stream<S: Simd, T: Element>(s: S, job: &Stream<T>, sums: &m
 }
 
 multiversion! {
-    fn add(sums: &mut [f32], other: &[f32]) {
-        sums.iter_mut().zip(other).for_each(|(sum, other)| *sum += other);
+    fn add<E: Element>(sums: &mut [f32], other: &[E]) {
+        sums.iter_mut().zip(other).for_each(|(sum, other)| *sum += other.to_f32());
+    }
+}
+
+multiversion! {
+    fn round<E: Element>(sums: &[f32], out: &mut [E]) {
+        out.iter_mut().zip(sums).for_each(|(out, sum)| *out = E::from_f32(*sum));
     }
 }
 

@@ -2,6 +2,9 @@
 //!
 //! The newest is the one that `latest` names; without it, the one of the highest step. The others follow from the
 //! highest step down.
+//!
+//! `.step-N.replaced.partial` is a checkpoint that another one of the same step was about to replace. While there is no
+//! `step-N` it stands for it; otherwise it is a leftover like every `.NAME.partial`.
 
 use super::manifest::MANIFEST_FILE;
 use super::{Checkpoint, CheckpointError};
@@ -15,6 +18,10 @@ pub(crate) const LATEST_FILE: &str = "latest";
 const CHECKPOINTS_FOLDER: &str = "checkpoints";
 const STEP_PREFIX: &str = "step-";
 const PARTIAL_SUFFIX: &str = ".partial";
+/// What is set aside to make room for another of the same step.
+pub(crate) const REPLACED: &str = "replaced";
+/// What is set aside to be removed.
+const OLD: &str = "old";
 
 /// The newest checkpoint in `dir` that is whole, every byte checked, with a sentence about each newer one that was passed
 /// over because it is not. `None` if there are no checkpoints.
@@ -57,7 +64,7 @@ pub fn prune(dir: &Path, keep: usize) -> Result<(), CheckpointError> {
     }
     clear_leftovers(dir)?;
     for folder in list(dir)?.iter().skip(keep) {
-        if let Some(aside) = set_aside(folder)? {
+        if let Some(aside) = set_aside(folder, OLD)? {
             fs::remove_dir_all(&aside).map_err(CheckpointError::io(folder, "remove the old checkpoint"))?;
         }
     }
@@ -101,29 +108,31 @@ struct Candidates {
 impl Candidates {
     fn find(dir: &Path) -> Result<Self, CheckpointError> {
         let names = names(dir)?;
-        let mut steps: Vec<(u64, &String)> = names
-            .iter()
-            .filter_map(|name| Some((step_of(name)?, name)))
-            .filter(|(_, name)| dir.join(name).is_dir())
-            .collect();
+        let replaced = names.iter().filter_map(|name| replaced_step(name)).filter(|&step| !holds(dir, step));
+        let replaced: Vec<u64> = replaced.collect();
+        let whole = names.iter().filter_map(|name| step_of(name)).filter(|&step| holds(dir, step));
+        let mut steps: Vec<u64> = whole.chain(replaced.iter().copied()).collect();
         steps.sort_by(|a, b| b.cmp(a));
-        let mut folders: Vec<PathBuf> = steps.into_iter().map(|(_, name)| dir.join(name)).collect();
         let path = dir.join(LATEST_FILE);
         let latest_problem = match fs::read(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             Err(e) => return Err(CheckpointError::io(&path, "read")(e)),
             Ok(bytes) => {
                 let name = String::from_utf8_lossy(bytes.trim_ascii());
-                match folders.iter().position(|folder| *folder == dir.join(&*name)) {
+                match step_of(&name).and_then(|step| steps.iter().position(|&other| other == step)) {
                     Some(place) => {
-                        folders[..=place].rotate_right(1);
+                        steps[..=place].rotate_right(1);
                         None
                     }
                     None => Some(format!("{}: it names {name:?}, and there is no such checkpoint", path.display())),
                 }
             }
         };
-        Ok(Self { folders, latest_problem })
+        let folder = |step: u64| {
+            let folder = dir.join(folder_name(step));
+            if replaced.contains(&step) { aside(&folder, REPLACED) } else { folder }
+        };
+        Ok(Self { folders: steps.into_iter().map(folder).collect(), latest_problem })
     }
 }
 
@@ -138,15 +147,29 @@ fn step_of(name: &str) -> Option<u64> {
     (folder_name(step) == name).then_some(step)
 }
 
+/// The step of a checkpoint that was about to be replaced, from the name it has then.
+fn replaced_step(name: &str) -> Option<u64> {
+    step_of(name.strip_prefix('.')?.strip_suffix(PARTIAL_SUFFIX)?.strip_suffix(REPLACED)?.strip_suffix('.')?)
+}
+
+fn holds(dir: &Path, step: u64) -> bool {
+    dir.join(folder_name(step)).is_dir()
+}
+
 /// What `path` is called while it is not complete.
 pub(crate) fn partial_path(path: &Path) -> PathBuf {
     let name = path.file_name().expect("partial_path: the path ends in a name");
     path.with_file_name(format!(".{}{PARTIAL_SUFFIX}", name.to_string_lossy()))
 }
 
+/// What `folder` is called once it is set aside.
+fn aside(folder: &Path, why: &str) -> PathBuf {
+    partial_path(&folder.with_extension(why))
+}
+
 /// Takes the name of a complete checkpoint from `folder`; returns where it is now, if it was there.
-pub(crate) fn set_aside(folder: &Path) -> Result<Option<PathBuf>, CheckpointError> {
-    let aside = partial_path(&folder.with_extension("old"));
+pub(crate) fn set_aside(folder: &Path, why: &str) -> Result<Option<PathBuf>, CheckpointError> {
+    let aside = aside(folder, why);
     match fs::rename(folder, &aside) {
         Ok(()) => Ok(Some(aside)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -154,8 +177,14 @@ pub(crate) fn set_aside(folder: &Path) -> Result<Option<PathBuf>, CheckpointErro
     }
 }
 
-/// Removes what processes that were killed left unfinished in `dir`.
+/// Removes what processes that were killed left unfinished in `dir`, and gives a checkpoint its name back that was set
+/// aside for one that never came.
 pub(crate) fn clear_leftovers(dir: &Path) -> Result<(), CheckpointError> {
+    for step in names(dir)?.iter().filter_map(|name| replaced_step(name)).filter(|&step| !holds(dir, step)) {
+        let folder = dir.join(folder_name(step));
+        fs::rename(aside(&folder, REPLACED), &folder)
+            .map_err(CheckpointError::io(&folder, "restore the checkpoint"))?;
+    }
     let partials = names(dir)?.into_iter().filter(|name| name.starts_with('.') && name.ends_with(PARTIAL_SUFFIX));
     for path in partials.map(|name| dir.join(name)) {
         let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };

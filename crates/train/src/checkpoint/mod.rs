@@ -9,6 +9,7 @@
 //! | --- | --- |
 //! | [`manifest`] | what `manifest.json` says |
 //! | [`write`](mod@write) | a checkpoint, from the ranks' tensors |
+//! | [`background`] | the same while training goes on |
 //! | [`read`] | one checkpoint: checked on opening, every piece checked when it is read |
 //! | [`folder`] | the checkpoints of a run: the newest one that is whole, and which to keep |
 //!
@@ -17,10 +18,13 @@
 //!   write.
 //! - What is read is what was written: each piece and the manifest carry a crc32c, and no byte is handed on before it is
 //!   checked.
-//! - Writing holds one tensor in memory, reading the elements asked for; either has one MiB beside.
+//! - Writing holds one tensor in memory and four MiB beside, writing in the background a copy of all of them; reading
+//!   holds the elements asked for and one MiB.
 //!
 //! Plain Rust on purpose: no tensor type of ours appears here. Not here: which tensors there are ([`crate::Engine`]).
 
+pub mod background;
+mod direct;
 pub mod folder;
 pub mod manifest;
 pub mod read;
@@ -30,6 +34,7 @@ use models::hf::HfError;
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub use background::{Background, Job};
 pub use folder::{list, newest, open_any, prune};
 pub use manifest::{Counters, Head, Loader, Manifest, Piece, Rng, TensorEntry};
 pub use read::Checkpoint;

@@ -2,29 +2,34 @@
 //!
 //! # Order of events
 //! 1. [`Staging::create`] removes what killed processes left and makes `.step-N.partial`.
-//! 2. Each rank writes its file there ([`Staging::write_rank`]), one tensor in memory at a time, and syncs it.
+//! 2. Each rank writes its file there ([`Staging::write_rank`]), one tensor after the other, past the page cache
+//!    (`direct`), and syncs it.
 //! 3. [`Staging::commit`] writes and syncs the manifest, prepares `latest` so that it cannot run out of space any more,
 //!    renames the folder, syncs its parent, renames `latest`.
 //!
 //! An error up to the rename removes the folder and leaves the checkpoints before it and `latest` as they were. A process
 //! killed between the two renames leaves `latest` at the checkpoint before, which is whole too.
 //!
-//! A folder that already has the name (a damaged one that was passed over, or steps done again) is set aside first: for
-//! the moment between two renames it is absent.
+//! A folder that already has the name (a damaged one that was passed over, or steps done again) is set aside when the new
+//! one is whole and synced, and removed when that has the name. A process killed between these two renames leaves no
+//! `step-N`; what was set aside then counts as `step-N`, and gets its name back from whoever writes next
+//! ([`folder`](super::folder)).
 
+use super::direct::DirectFile;
 use super::folder::{self, LATEST_FILE};
-use super::manifest::{DTYPE, ELEMENT_BYTES, FORMAT_VERSION, MANIFEST_FILE};
+use super::manifest::{DTYPE, FORMAT_VERSION, MANIFEST_FILE};
 use super::{CheckpointError, Head, Manifest, Piece, TensorEntry, label};
 use models::hf::atomic::{AtomicFile, sync_folder};
 use models::hf::{Dtype, WeightSpec, file_header};
 use std::collections::HashMap;
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-/// Elements that are turned into bytes at once.
-const CHUNK_ELEMENTS: usize = 1 << 18;
+/// Elements whose checksum is taken before they are copied for writing: few enough to be in the cache still.
+const CHUNK_ELEMENTS: usize = 1 << 16;
+
+const _: () = assert!(cfg!(target_endian = "little"), "checkpoints are written as they lie in memory");
 
 /// What one rank has of a tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,11 +75,11 @@ impl TensorSpec {
 ///
 /// # Panics
 /// If `tensors` are not whole, one stands there twice, or `read` returns another number of values than the spec says.
-pub fn write<E: From<CheckpointError>>(
+pub fn write<V: AsRef<[f32]>, E: From<CheckpointError>>(
     dir: &Path,
     head: &Head,
     tensors: &[TensorSpec],
-    read: &mut dyn FnMut(usize) -> Result<Vec<f32>, E>,
+    read: &mut dyn FnMut(usize) -> Result<V, E>,
 ) -> Result<PathBuf, E> {
     let staging = Staging::create(dir, head.counters.step)?;
     let entries = staging.write_rank(0, tensors, read)?;
@@ -112,11 +117,11 @@ impl Staging {
     /// # Errors
     /// # Panics
     /// As [`write`](fn@write), but parts are welcome.
-    pub fn write_rank<E: From<CheckpointError>>(
+    pub fn write_rank<V: AsRef<[f32]>, E: From<CheckpointError>>(
         &self,
         rank: usize,
         tensors: &[TensorSpec],
-        read: &mut dyn FnMut(usize) -> Result<Vec<f32>, E>,
+        read: &mut dyn FnMut(usize) -> Result<V, E>,
     ) -> Result<Vec<TensorEntry>, E> {
         let stored: Vec<_> = tensors.iter().filter(|spec| spec.num_owned() > 0).map(TensorSpec::stored).collect();
         let mut file = RankFile::create(self, format!("rank-{rank:05}.safetensors"))?;
@@ -124,9 +129,10 @@ impl Staging {
         let mut entries = Vec::with_capacity(tensors.len());
         for (index, spec) in tensors.iter().enumerate() {
             let values = read(index)?;
+            let values = values.as_ref();
             let (got, want, name) = (values.len(), spec.num_owned(), &spec.name);
             assert!(got == want, "Staging::write_rank: {name} came with {got} values, its runs have {want}");
-            let mut rest = &values[..];
+            let mut rest = values;
             let mut pieces = Vec::with_capacity(spec.runs.len());
             for run in spec.runs.iter().filter(|run| !run.is_empty()) {
                 let (values, behind) = rest.split_at(run.len());
@@ -161,7 +167,7 @@ impl Staging {
         latest.write(format!("{}\n", folder::folder_name(self.step)).as_bytes())?;
         latest.finish()?;
 
-        let replaced = folder::set_aside(&self.folder)?;
+        let replaced = folder::set_aside(&self.folder, folder::REPLACED)?;
         if let Err(source) = fs::rename(&self.partial, &self.folder) {
             if let Some(replaced) = replaced {
                 // Best effort: the error that brought us here is the one to report.
@@ -215,42 +221,33 @@ struct RankFile {
     name: String,
     /// What it will be called, for messages.
     path: PathBuf,
-    file: File,
-    position: u64,
-    chunk: Vec<u8>,
+    file: DirectFile,
 }
 
 impl RankFile {
     fn create(staging: &Staging, name: String) -> Result<Self, CheckpointError> {
         let path = staging.folder.join(&name);
-        let file = File::create(staging.partial.join(&name)).map_err(CheckpointError::write(&path))?;
-        Ok(Self { name, path, file, position: 0, chunk: Vec::new() })
+        let file = DirectFile::create(&staging.partial.join(&name)).map_err(CheckpointError::write(&path))?;
+        Ok(Self { name, path, file })
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), CheckpointError> {
-        self.file.write_all(bytes).map_err(CheckpointError::write(&self.path))?;
-        self.position += bytes.len() as u64;
-        Ok(())
+        self.file.write(bytes).map_err(CheckpointError::write(&self.path))
     }
 
     /// Appends `values`, which begin at element `start` of their tensor.
     fn write_piece(&mut self, start: usize, values: &[f32]) -> Result<Piece, CheckpointError> {
-        let offset = self.position;
-        let mut crc = 0;
-        let mut chunk = std::mem::take(&mut self.chunk);
+        let offset = self.file.position();
+        let mut crc32c = 0;
         for values in values.chunks(CHUNK_ELEMENTS) {
-            chunk.resize(values.len() * ELEMENT_BYTES, 0);
-            for (bytes, value) in chunk.as_chunks_mut().0.iter_mut().zip(values) {
-                *bytes = value.to_le_bytes();
-            }
-            crc = crc32c::crc32c_append(crc, &chunk);
-            self.write(&chunk)?;
+            let bytes = bytemuck::cast_slice(values);
+            crc32c = crc32c::crc32c_append(crc32c, bytes);
+            self.write(bytes)?;
         }
-        self.chunk = chunk;
-        Ok(Piece { file: self.name.clone(), offset, start, length: values.len(), crc32c: crc })
+        Ok(Piece { file: self.name.clone(), offset, start, length: values.len(), crc32c })
     }
 
     fn finish(self) -> Result<(), CheckpointError> {
-        self.file.sync_all().map_err(CheckpointError::write(&self.path))
+        self.file.finish().map_err(CheckpointError::write(&self.path))
     }
 }

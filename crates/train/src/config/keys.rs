@@ -268,7 +268,7 @@ impl Keys {
 /// standing in the same section and for being honoured.
 fn likeness(key: &Key, section: &str, name: &str) -> f64 {
     /// A slip of a few letters is found in its own section, the same name elsewhere before an unlike one here.
-    const SAME_SECTION: f64 = 0.3;
+    const SAME_SECTION: f64 = 0.35;
     const HONOURED: f64 = 0.1;
     /// `lr` for `learning_rate`.
     const INITIALS: f64 = 0.9;

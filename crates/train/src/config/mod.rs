@@ -32,6 +32,8 @@ pub use resolve::{Origin, Setting};
 pub use rules::{AdamParams, GroupConfig, MuonParams, NoRule, OptimizerConfig, OptimizerRule, Rated, RatedRule};
 pub use scheduler::{SchedulerConfig, WarmupCurve};
 
+use crate::curriculum::CurriculumConfig;
+use crate::layer_drop::LayerDropConfig;
 use crate::loss_spike::LossSpikeConfig;
 use crate::plan::ramp::RampConfig;
 use data::DataConfig;
@@ -69,8 +71,14 @@ pub struct RunConfig {
     pub fp16: Fp16Config,
     /// Mixed precision in bf16.
     pub bf16: Bf16Config,
+    /// Rows that grow with the steps.
+    pub curriculum_learning: CurriculumConfig,
+    /// Layers left out at random.
+    pub progressive_layer_drop: LayerDropConfig,
     /// What data-parallel ranks share.
     pub zero_optimization: ZeroConfig,
+    /// DeepSpeed's words for how checkpoints are written.
+    pub checkpoint: CheckpointConfig,
     #[serde(skip)]
     given: Given,
 }
@@ -109,6 +117,8 @@ pub struct RunSection {
     pub eval_every: u64,
     /// Steps between checkpoints; 0: one at the end.
     pub checkpoint_every: u64,
+    /// Whether checkpoints are written while training goes on; see [`RunConfig::checkpoint_async`].
+    pub checkpoint_async: Option<bool>,
     /// Newest checkpoints kept; 0 = all.
     pub keep_checkpoints: usize,
     /// Steps between printed samples; 0: one at the end.
@@ -186,6 +196,20 @@ pub struct Bf16Config {
 pub struct ZeroConfig {
     /// Ranks share 0: nothing, 1: optimizer state, 2: gradients too, 3: weights too. No effect on one rank.
     pub stage: u8,
+}
+
+/// The `checkpoint` section.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct CheckpointConfig {
+    /// None: not given.
+    pub writer: Option<WriterConfig>,
+}
+
+/// The `checkpoint.writer` section.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct WriterConfig {
+    /// Stands for `run.checkpoint_async` where that is not given.
+    pub decoupled: Option<bool>,
 }
 
 /// How long a run is.
@@ -294,6 +318,18 @@ impl RunConfig {
     /// Steps between log lines.
     pub fn log_every(&self) -> u64 {
         self.run.log_every.or(self.steps_per_print).unwrap_or(10)
+    }
+
+    /// Whether checkpoints are written while training goes on, which takes memory for a copy of the state: on unless
+    /// somebody said otherwise, and of no use where the only checkpoint is that of the end.
+    pub fn checkpoint_async(&self) -> bool {
+        self.run.checkpoint_every > 0 && self.asked_async().unwrap_or(true)
+    }
+
+    /// What the file says about it: `run.checkpoint_async`, else DeepSpeed's `checkpoint.writer.decoupled`.
+    pub(crate) fn asked_async(&self) -> Option<bool> {
+        let writer = self.checkpoint.writer.as_ref();
+        self.run.checkpoint_async.or(writer.and_then(|writer| writer.decoupled))
     }
 
     /// The learning rate of every step, for an optimizer whose own rate is `lr` and a run of `run_steps` steps.

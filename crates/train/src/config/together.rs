@@ -18,6 +18,7 @@ pub(super) fn check(root: &Map<String, Value>) -> Result<(), Fault> {
     file.precision()?;
     file.optimizer()?;
     file.scheduler()?;
+    file.curriculum()?;
     file.buckets()
 }
 
@@ -154,6 +155,55 @@ impl<'a> File<'a> {
                 let kind = if name.ends_with("lr") { "a number" } else { "a whole number" };
                 return fault(&path, format!("{path} is missing; it must be {kind} of at least 0"));
             }
+        }
+        Ok(())
+    }
+
+    /// What a curriculum needs when it is on.
+    fn curriculum(&self) -> Result<(), Fault> {
+        let at = |name: &str| join("curriculum_learning", name);
+        if self.given(&at("enabled")) != Some(&Value::Bool(true)) {
+            return Ok(());
+        }
+        let number = |path: &str| self.given(path).and_then(Value::as_u64);
+        let path = at("schedule_type");
+        let (min, max) = (at("min_difficulty"), at("max_difficulty"));
+        let kinds = "\"fixed_linear\", \"fixed_root\" or \"fixed_discrete\"";
+        let settings: &[&str] = match self.given(&path).and_then(Value::as_str) {
+            Some("fixed_linear") => &["total_curriculum_step", "difficulty_step"],
+            Some("fixed_root") => &["total_curriculum_step", "difficulty_step", "root_degree"],
+            Some("fixed_discrete") => &["difficulty", "max_step"],
+            Some(other) => {
+                let message = format!("{path} is {other:?}, which is not supported yet; it must be {kinds}");
+                return fault(&path, message);
+            }
+            None => return fault(&path, format!("{path} is missing; it must be {kinds}")),
+        };
+        let settings = settings.iter().map(|name| join(&at("schedule_config"), name));
+        for needed in [min.clone(), max.clone()].into_iter().chain(settings) {
+            if self.given(&needed).is_none() {
+                return fault(&needed, format!("{needed} is missing; the curriculum needs it"));
+            }
+        }
+        if let (Some(low), Some(high)) = (number(&min), number(&max))
+            && low > high
+        {
+            return fault(&max, format!("{max} is {high}; it must be at least {low}, the min_difficulty"));
+        }
+        let step = at("schedule_config.difficulty_step");
+        if let (Some(low), Some(step_size)) = (number(&min), number(&step))
+            && low < step_size
+        {
+            let why = "lengths are rounded down to multiples of it";
+            return fault(&min, format!("{min} is {low}; it must be at least {step_size}, the difficulty_step: {why}"));
+        }
+        let count = |name: &str| self.given(&at(name)).and_then(Value::as_array).map_or(0, Vec::len);
+        let (lengths, last_steps) = (count("schedule_config.difficulty"), count("schedule_config.max_step"));
+        if self.given(&path).is_some_and(|kind| kind == "fixed_discrete") && lengths != last_steps + 1 {
+            let path = at("schedule_config.difficulty");
+            let message =
+                format!("{path} has {lengths} items and max_step {last_steps}; it must have one more than max_step");
+            return fault(&path, message);
         }
         Ok(())
     }

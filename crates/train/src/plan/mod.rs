@@ -6,6 +6,7 @@ pub mod ramp;
 pub mod report;
 
 use crate::config::{ConfigError, OptimizerRule, RunConfig, RunLength};
+use crate::curriculum::Curriculum;
 use crate::system::num_cores;
 use batch::Batch;
 use optim::schedule::Schedule;
@@ -28,6 +29,8 @@ pub struct RunPlan {
     pub dtype: DType,
     /// The rate of every step.
     pub schedule: Schedule,
+    /// The longest row of every step; none: rows are whole.
+    pub curriculum: Option<Curriculum>,
     /// Threads of this rank.
     pub threads: usize,
     /// The highest instruction set kernels use.
@@ -105,6 +108,7 @@ impl RunPlan {
                 _ => DType::F32,
             },
             schedule,
+            curriculum: Curriculum::of(&config.curriculum_learning),
             threads: if config.run.threads == 0 { num_cores() } else { config.run.threads },
             isa,
         })
@@ -113,7 +117,8 @@ impl RunPlan {
     /// What to say once in the log about numbers that fit together and are odd.
     pub fn notices(&self, config: &RunConfig) -> Vec<String> {
         let scheduler = config.scheduler.as_ref();
-        scheduler.map_or(Vec::new(), |scheduler| scheduler.notices(config.optimizer.as_ref(), self.steps))
+        let of_schedule = scheduler.map(|scheduler| scheduler.notices(config.optimizer.as_ref(), self.steps));
+        of_schedule.into_iter().flatten().chain(self.curriculum.as_ref().and_then(Curriculum::notice)).collect()
     }
 
     /// The compute format as a user writes it: `f32`, `bf16` or `fp16`.

@@ -91,6 +91,13 @@ impl PlanReport {
         self.memory_per_rank.values().sum()
     }
 
+    /// Takes the snapshot of checkpoints out of the plan if with it the run needs more than `available` bytes; whether it
+    /// did.
+    pub(crate) fn drop_snapshot_beyond(&mut self, available: Option<u64>) -> bool {
+        let is_too_much = available.is_some_and(|available| self.total_memory() > available);
+        is_too_much && self.memory_per_rank.remove(SNAPSHOT).is_some()
+    }
+
     /// Refuses a run that this machine, with `available` bytes of memory and swap space in all, cannot hold.
     ///
     /// # Errors
@@ -101,11 +108,15 @@ impl PlanReport {
             return Ok(());
         }
         let (largest, bytes) = self.memory_per_rank.iter().max_by_key(|(_, bytes)| **bytes).unwrap_or((&"weights", &0));
+        let async_off = match self.memory_per_rank.contains_key(SNAPSHOT) {
+            true => ", or run.checkpoint_async false",
+            false => "",
+        };
         let [needed, bytes, available] = [needed, *bytes, available].map(|bytes| scaled(bytes as f64, 1024.0, BYTES));
         Err(config
             .error(format!(
                 "the run needs {needed} of memory ({largest}: {bytes}) and this machine has {available}; take \
-                 a smaller model, a smaller train_micro_batch_size_per_gpu, or run.recompute"
+                 a smaller model, a smaller train_micro_batch_size_per_gpu, or run.recompute{async_off}"
             ))
             .into())
     }
@@ -139,6 +150,9 @@ impl PlanReport {
         lines
     }
 }
+
+/// The copy of weights and optimizer state that a checkpoint is written from while training goes on.
+const SNAPSHOT: &str = "snapshot";
 
 const BYTES: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
 
@@ -186,15 +200,17 @@ fn dry_step(mut engine: Engine) -> Result<(BTreeMap<&'static str, u64>, u64)> {
     let report = engine.step()?;
     let ledger = engine.queue.ledger();
     let memory = MemoryKind::ALL.map(|kind| (kind.name(), ledger.peak[kind as usize] as u64));
+    let snapshot_bytes = || (engine.state.checkpoint_elements(&engine.model) * size_of::<f32>()) as u64;
+    let snapshot = engine.config.checkpoint_async().then(|| (SNAPSHOT, snapshot_bytes()));
     // Backward of a product is two products; recompute runs forward once more.
     let passes = if engine.config.run.recompute { 4 } else { 3 };
-    Ok((memory.into_iter().collect(), passes * report.cost.flops / (length * rows) as u64))
+    Ok((memory.into_iter().chain(snapshot).collect(), passes * report.cost.flops / (length * rows) as u64))
 }
 
 /// What is left of a kind on each of `ranks` under ZeRO (Rajbhandari et al. 2020, section 5).
 fn sharded(kind: &str, bytes: u64, stage: u8, ranks: u64) -> u64 {
     let first_stage = match kind {
-        "optimizer" => 1,
+        "optimizer" | SNAPSHOT => 1,
         "gradients" => 2,
         "weights" => 3,
         _ => u8::MAX,
@@ -232,6 +248,30 @@ mod tests {
         let report = PlanReport::of(&config, 8).unwrap();
         assert_eq!(report.parameters, Some(124_439_808));
         assert_eq!(report.config["train_micro_batch_size_per_gpu"], 4);
+    }
+
+    #[test]
+    fn the_copy_that_checkpoints_are_written_from_is_planned_and_dropped_where_there_is_no_memory_for_it() {
+        let plan = |run: Value| {
+            let config = json!({"model": {"preset": "gpt2-124m"}, "train_batch_size": 1, "run": run});
+            let config = RunConfig::from_value(config, "r.json").unwrap();
+            (PlanReport::of(&config, 1).unwrap(), config)
+        };
+        let (with, config) = plan(json!({"checkpoint_every": 10}));
+        // Weights and two moments, in f32.
+        assert_eq!(with.memory_per_rank["snapshot"], 3 * 4 * 124_439_808);
+        assert!(with.lines().contains(&format!("{:<32} 1.4 GiB", "memory: snapshot")), "{:?}", with.lines());
+        for run in [json!({"checkpoint_every": 10, "checkpoint_async": false}), json!({"checkpoint_every": 0})] {
+            assert!(!plan(run.clone()).1.checkpoint_async());
+            assert_eq!(plan(run).0.total_memory(), with.total_memory() - with.memory_per_rank["snapshot"]);
+        }
+        let enough = with.total_memory();
+        assert!(!with.clone().drop_snapshot_beyond(Some(enough)) && !with.clone().drop_snapshot_beyond(None));
+        let refusal = with.check_memory(&config, Some(enough - 1)).unwrap_err().to_string();
+        assert!(refusal.ends_with(", or run.checkpoint_async false"), "{refusal}");
+        let mut without = with;
+        assert!(without.drop_snapshot_beyond(Some(enough - 1)));
+        without.check_memory(&config, Some(enough - 1)).unwrap();
     }
 
     #[test]

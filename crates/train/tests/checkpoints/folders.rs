@@ -94,6 +94,43 @@ fn a_checkpoint_of_the_same_step_is_replaced() {
 }
 
 #[test]
+fn killed_between_the_two_renames_of_a_replacement_the_checkpoint_is_found_and_gets_its_name_back() {
+    for only_one in [true, false] {
+        let dir = tempdir().unwrap();
+        if !only_one {
+            write_step(dir.path(), 10).unwrap();
+        }
+        let folder = write_step(dir.path(), 20).unwrap();
+        // The new one is whole and has not got the name; the old one has lost it.
+        let (old, new) =
+            (dir.path().join(".step-00000020.replaced.partial"), dir.path().join(".step-00000020.partial"));
+        fs::rename(&folder, &old).unwrap();
+        fs::create_dir(&new).unwrap();
+        fs::copy(old.join("manifest.json"), new.join("manifest.json")).unwrap();
+        let (checkpoint, notices) = newest(dir.path()).unwrap().expect("step 20");
+        assert_eq!(notices, Vec::<String>::new());
+        assert_holds(&checkpoint, 20);
+        assert_eq!(list(dir.path()).unwrap()[0], old);
+        // The next write, of a later step, finds it under its name again.
+        write_step(dir.path(), 30).unwrap();
+        assert_holds(&Checkpoint::open(&folder).unwrap(), 20);
+        assert_eq!(names(dir.path()).len(), if only_one { 3 } else { 4 });
+    }
+}
+
+#[test]
+fn killed_after_a_replacement_got_its_name_the_one_it_replaced_goes_with_the_next_write() {
+    let dir = tempdir().unwrap();
+    let folder = write_step(dir.path(), 20).unwrap();
+    let old = dir.path().join(".step-00000020.replaced.partial");
+    fs::create_dir(&old).unwrap();
+    fs::copy(folder.join("manifest.json"), old.join("manifest.json")).unwrap();
+    assert_eq!(list(dir.path()).unwrap(), [folder]);
+    write_step(dir.path(), 30).unwrap();
+    assert_eq!(names(dir.path()), ["latest", "step-00000020", "step-00000030"]);
+}
+
+#[test]
 fn an_error_of_the_caller_comes_back_as_it_is_and_leaves_everything_as_it_was() {
     #[derive(Debug)]
     enum Mine {

@@ -1,5 +1,6 @@
 //! Checkpoints: what is written comes back bit for bit, complete or not at all.
 
+mod background;
 mod damage;
 mod folders;
 mod no_space;

@@ -8,14 +8,18 @@ use tempfile::{TempDir, tempdir};
 use train::checkpoint::{newest, write};
 
 /// A file system of its own in memory; `None` where mounting is not allowed.
-struct Tmpfs(TempDir);
+pub(crate) struct Tmpfs(TempDir);
 
 impl Tmpfs {
-    fn mount(num_kib: usize) -> Option<Self> {
+    pub(crate) fn mount(num_kib: usize) -> Option<Self> {
         let folder = tempdir().expect("a folder");
         let size = format!("size={num_kib}k");
         let mount = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(folder.path()).output();
         mount.is_ok_and(|output| output.status.success()).then_some(Self(folder))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
     }
 }
 
@@ -50,7 +54,7 @@ fn on_a_full_disk_the_last_good_checkpoint_stays() {
         eprintln!("skipped: this user may not mount a tmpfs; the test with a file size limit stands in for it");
         return;
     };
-    let dir: PathBuf = disk.0.path().join("checkpoints");
+    let dir: PathBuf = disk.path().join("checkpoints");
     write_step(&dir, 10).unwrap();
     let second = || write_step(&dir, 20).unwrap_err().to_string();
     assert_second_write_fails(&dir, second, "No space left on device (os error 28)");
@@ -93,7 +97,7 @@ fn when_the_first_checkpoint_of_a_run_fails_nothing_is_left_but_its_empty_folder
         path: dir.clone(),
         source: std::io::Error::from(std::io::ErrorKind::StorageFull),
     };
-    let result = write(&dir, &super::head(10), &super::specs(), &mut |_| Err(out_of_space()));
+    let result = write(&dir, &super::head(10), &super::specs(), &mut |_| Err::<Vec<f32>, _>(out_of_space()));
     assert!(result.is_err());
     assert_eq!(names(&dir), Vec::<String>::new());
     assert!(newest(&dir).unwrap().is_none());

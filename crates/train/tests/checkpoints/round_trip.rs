@@ -98,7 +98,7 @@ fn ranks_that_leave_elements_out_are_a_bug_of_ours_and_nothing_is_committed() {
     let dir = tempdir().unwrap();
     let staging = Staging::create(dir.path(), 3).unwrap();
     let specs = &shares()[0][1..2];
-    let entries = staging.write_rank(0, specs, &mut |_| Ok::<_, CheckpointError>(Vec::new())).unwrap();
+    let entries = staging.write_rank(0, specs, &mut |_| Ok::<Vec<f32>, CheckpointError>(Vec::new())).unwrap();
     let _ = staging.commit(&head(3), entries);
 }
 

@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use serde_json::{Value, json};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use train::event::StepMetrics;
 use train::run::Stop;
 use train::{Event, Outcome, Run, RunConfig};
@@ -38,6 +38,8 @@ pub(crate) fn set(config: &mut Value, path: &str, value: Value) {
 pub(crate) struct Trained {
     pub(crate) steps: Vec<StepMetrics>,
     pub(crate) notices: Vec<String>,
+    /// The folder of each checkpoint.
+    pub(crate) saved: Vec<PathBuf>,
     pub(crate) outcome: Outcome,
 }
 
@@ -54,7 +56,7 @@ pub(crate) fn run(config: &Value, resume: bool, stop_after: Option<u64>) -> Trai
 }
 
 pub(crate) fn try_run(config: &Value, resume: bool, stop_after: Option<u64>) -> Result<Trained, train::TrainError> {
-    let (mut steps, mut notices, stop) = (Vec::new(), Vec::new(), Stop::default());
+    let (mut steps, mut notices, mut saved, stop) = (Vec::new(), Vec::new(), Vec::new(), Stop::default());
     let flag = stop.clone();
     let mut watch = |event: Event<'_>| match event {
         Event::Step(metrics) => {
@@ -64,11 +66,12 @@ pub(crate) fn try_run(config: &Value, resume: bool, stop_after: Option<u64>) -> 
             }
         }
         Event::Notice(text) => notices.push(text.to_owned()),
+        Event::Saved { path } => saved.push(path.to_owned()),
         _ => {}
     };
     let config = RunConfig::from_value(config.clone(), "test")?;
     let outcome = Run::prepare(config, resume, &mut watch)?.execute(&mut watch, &stop)?;
-    Ok(Trained { steps, notices, outcome })
+    Ok(Trained { steps, notices, saved, outcome })
 }
 
 /// The bytes of a run's final model.

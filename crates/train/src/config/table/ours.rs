@@ -34,6 +34,7 @@ pub(super) static KEYS: &[Key] = keys! {
     "run.batch_ramp", SECTION, "null", Honoured, "early steps take fewer samples; null: every step takes train_batch_size";
     "run.batch_ramp.start", POSITIVE, "null", Honoured, "samples of the first step, whole micro-batches on every rank";
     "run.batch_ramp.steps", Int { min: 1, max: 10_000_000 }, "null", Honoured, "steps until train_batch_size";
+    "run.checkpoint_async", Bool, "null", Honoured, "checkpoints are written while training goes on, from a copy of the state in memory; null: where there is memory for it";
     "run.checkpoint_every", COUNT, "0", Honoured, "steps between checkpoints; 0: one at the end";
     "run.clip_value", ABOVE_ZERO, "null", Honoured, "largest magnitude of an element of the mean gradient, before gradient_clipping; null: any";
     "run.deterministic", Bool, "false", Honoured, "same bits on any number of data-parallel ranks";

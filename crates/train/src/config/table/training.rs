@@ -29,7 +29,7 @@ pub(super) static KEYS: &[Key] = keys! {
     "checkpoint.use_node_local_storage", Bool, "false", NOT_YET, "each host keeps its own part";
     "checkpoint.writer", SECTION, "null", Honoured, "how files are written";
     "checkpoint.writer.data_parallel", Names(&["REPLICA", "SOCKET", "MACHINE"]), "null", NoEffect, "which ranks share the writing";
-    "checkpoint.writer.decoupled", Bool, "false", NoEffect, "writes in another process";
+    "checkpoint.writer.decoupled", Bool, "null", Honoured, "stands for run.checkpoint_async where that is null";
     "checkpoint.writer.io_buffer_double", Bool, "true", NoEffect, "two buffers in turn";
     "checkpoint.writer.io_buffer_size", POSITIVE, "67108864", NoEffect, "bytes of the buffer";
     "checkpoint.writer.io_multiplier", POSITIVE, "1", NoEffect, "writes each file this many times, for tests";

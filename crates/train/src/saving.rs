@@ -1,0 +1,108 @@
+//! The checkpoints of a run: when they are taken, and what the run hears of those that are written beside it.
+//!
+//! On the way a checkpoint is written in the background, if the run wants it ([`crate::checkpoint::background`]); before
+//! the next one, at the end and after an error the run waits for it. The last one is written from the tensors themselves:
+//! nothing goes on beside it.
+//!
+//! What stops the writer (a full disk) stops the run: after the next step, and no later than at the next checkpoint or at
+//! the end. The checkpoints before are as they were.
+
+use crate::checkpoint::{self, Background, Head, Job, TensorSpec};
+use crate::engine::Engine;
+use crate::error::{Result, TrainError};
+use crate::event::{Event, Observer};
+use crate::metrics::MetricsFile;
+use crate::state::StateTensor;
+use std::path::{Path, PathBuf};
+
+/// Saves the states of one run.
+pub(crate) struct Saver {
+    folder: PathBuf,
+    keep: usize,
+    /// Write while training goes on.
+    is_async: bool,
+    /// The step of the newest checkpoint, the one being written too.
+    saved: Option<u64>,
+    background: Background,
+}
+
+impl Saver {
+    /// Of the run that `engine` begins or, from the checkpoint of step `saved`, goes on with. Takes the memory that saving
+    /// needs, if a checkpoint is due before the last step.
+    ///
+    /// # Errors
+    /// There is no memory.
+    pub(crate) fn new(folder: PathBuf, engine: &Engine, saved: Option<u64>) -> Result<Self> {
+        let (run, is_async) = (&engine.config.run, engine.config.checkpoint_async());
+        let mut background = Background::default();
+        if is_async && engine.counters.step + run.checkpoint_every < engine.plan.steps {
+            background.reserve(&folder, engine.state.checkpoint_elements(&engine.model))?;
+        }
+        Ok(Self { folder, keep: run.keep_checkpoints, is_async, saved, background })
+    }
+
+    /// Saves the state of `engine`, unless that was done at this very step. Returns when it is copied; the last one, when it
+    /// is on disk.
+    ///
+    /// # Errors
+    /// A weight is not finite; this or the checkpoint before could not be written.
+    pub(crate) fn save(
+        &mut self,
+        engine: &Engine,
+        head: Head,
+        metrics: &MetricsFile,
+        is_last: bool,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        self.finish(observer)?;
+        let step = head.counters.step;
+        if self.saved == Some(step) {
+            return Ok(());
+        }
+        if let Some(name) = engine.state.first_non_finite(&engine.queue, &engine.model)? {
+            return Err(TrainError::Diverged { step, what: format!("weight {name}") });
+        }
+        // The lines up to this step must be as safe as the checkpoint behind them.
+        metrics.sync()?;
+        let tensors = engine.state.tensors(&engine.model);
+        let specs: Vec<TensorSpec> = (tensors.iter())
+            .map(|StateTensor { name, state, .. }| TensorSpec::whole(*name, state.name, state.shape.dims()))
+            .collect();
+        if self.is_async && !is_last {
+            let job = Job { dir: self.folder.clone(), head, tensors: specs, keep: self.keep };
+            self.background.start(job, |index, out| tensors[index].copy_to(&engine.queue, out))?;
+        } else {
+            let path = checkpoint::write(&self.folder, &head, &specs, &mut |index| -> Result<Vec<f32>> {
+                let StateTensor { state, tensor, .. } = &tensors[index];
+                Ok(state.read(&engine.queue, tensor)?)
+            })?;
+            checkpoint::prune(&self.folder, self.keep)?;
+            saved(&path, observer);
+        }
+        self.saved = Some(step);
+        Ok(())
+    }
+
+    /// Tells of a checkpoint that the background has done, if there is one.
+    ///
+    /// # Errors
+    /// It could not be written.
+    pub(crate) fn report(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        if self.background.is_done() { self.finish(observer) } else { Ok(()) }
+    }
+
+    /// Waits for the checkpoint being written, if there is one.
+    ///
+    /// # Errors
+    /// It could not be written.
+    pub(crate) fn finish(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        if let Some(path) = self.background.finish()? {
+            saved(&path, observer);
+        }
+        Ok(())
+    }
+}
+
+fn saved(path: &Path, observer: &mut dyn Observer) {
+    observer.on(Event::Saved { path });
+}
