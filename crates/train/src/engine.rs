@@ -9,6 +9,7 @@ use crate::curriculum::cut;
 use crate::error::{Result, TrainError};
 use crate::event::{Observer, Silent};
 use crate::loss_scale::{LossScaler, ScaleChange};
+use crate::loss_spike::SpikeGuard;
 use crate::plan::groups::ParamGroups;
 use crate::plan::{self, RunPlan};
 use crate::run::{self, Outcome};
@@ -20,6 +21,7 @@ use generate::Evaluation;
 use models::Model;
 use models::weights::WeightSource;
 use optim::Optimizer;
+use optim::schedule::Plateau;
 use std::sync::Arc;
 use tensor::{Queue, cpu};
 
@@ -34,6 +36,10 @@ pub struct Engine {
     pub(crate) counters: Counters,
     /// Of an fp16 run.
     pub(crate) scaler: Option<LossScaler>,
+    /// Of a run with `run.loss_spike`.
+    pub(crate) guard: Option<SpikeGuard>,
+    /// Of a run whose rate depends on evaluations.
+    pub(crate) plateau: Option<Plateau>,
     /// Micro-batches since the last update.
     pending: Pending,
 }
@@ -105,7 +111,8 @@ impl Engine {
         let state = TrainState::new(&model, source, &queue, plan.dtype, &groups, config.run.ema_decay)?;
         let (counters, pending) = Default::default();
         let scaler = config.fp16.enabled.then(|| LossScaler::new(config.fp16));
-        Ok(Self { config, plan, queue, model, state, groups, counters, scaler, pending })
+        let (guard, plateau) = (config.run.loss_spike.map(SpikeGuard::new), config.plateau());
+        Ok(Self { config, plan, queue, model, state, groups, counters, scaler, guard, plateau, pending })
     }
 
     /// The model.
@@ -196,7 +203,7 @@ impl Engine {
     /// Norm, clipping and update from what [`Engine::micro_batch`] has added; then the loss scale of the next step.
     ///
     /// # Errors
-    /// The loss is not finite, the loss scale cannot fall any further, or the device failed.
+    /// The loss is not finite or a spike that stops the run, the loss scale cannot fall any further, or the device failed.
     pub fn step(&mut self) -> Result<StepReport> {
         let Pending { accumulated, samples } = std::mem::take(&mut self.pending);
         let report = self.context().update(accumulated, &samples)?;
@@ -205,16 +212,40 @@ impl Engine {
         {
             return Err(TrainError::LossScale { step: self.counters.step + 1, scale: scaler.scale() });
         }
+        self.guard_loss(&report, samples.len() as u64)?;
         self.counters.step += 1;
-        self.counters.applied_steps += u64::from(!report.skipped);
+        self.counters.applied_steps += u64::from(!report.skipped && !report.spiked);
         self.counters.samples += samples.len() as u64;
         self.counters.tokens += report.num_targets;
         Ok(report)
     }
 
+    /// Tells the guard what the loss was. `count`: samples of the step, whose counters have not moved yet.
+    fn guard_loss(&mut self, report: &StepReport, count: u64) -> Result<()> {
+        let Some(guard) = &mut self.guard else { return Ok(()) };
+        let mean = guard.mean().filter(|_| report.spiked);
+        let Some(mean) = mean else {
+            guard.accept(report.loss);
+            return Ok(());
+        };
+        if !guard.spike() {
+            return Ok(());
+        }
+        let spikes = guard.state().spikes;
+        let row = if spikes > 1 { format!(", {spikes} spikes in a row") } else { String::new() };
+        let (step, first, factor) = (self.counters.step + 1, self.counters.samples, guard.factor());
+        Err(TrainError::LossSpike { step, loss: report.loss, mean, factor, first, last: first + count - 1, row })
+    }
+
     /// The rate of the next step.
     pub fn lr(&self) -> f64 {
-        self.plan.schedule.lr(self.counters.applied_steps)
+        let lr = self.plan.schedule.lr(self.counters.applied_steps);
+        self.plateau.map_or(lr, |plateau| plateau.lr(lr))
+    }
+
+    /// Tells a schedule that depends on evaluations of one; whether it has reduced the rate.
+    pub fn evaluated(&mut self, loss: f64) -> bool {
+        self.plateau.as_mut().is_some_and(|plateau| plateau.evaluated(loss))
     }
 
     /// The longest row of the next step under a curriculum.
@@ -244,7 +275,9 @@ impl Engine {
             lr: self.lr(),
             betas: self.plan.schedule.betas(self.counters.applied_steps),
             gradient_clipping: self.config.gradient_clipping,
+            gradient_edit: self.config.run.gradient_edit(),
             check_overflow: self.config.fp16.enabled || self.config.bf16.check_grad_overflow,
+            loss_limit: self.guard.as_ref().and_then(SpikeGuard::limit),
         }
     }
 
@@ -286,6 +319,12 @@ impl Engine {
         self.counters = head.counters;
         if let (Some(scaler), Some(state)) = (&mut self.scaler, head.loss_scale) {
             scaler.restore(state);
+        }
+        if let (Some(guard), Some(state)) = (&mut self.guard, &head.loss_spike) {
+            guard.restore(state.clone());
+        }
+        if let (Some(plateau), Some(state)) = (&mut self.plateau, head.plateau) {
+            plateau.state = state;
         }
         Ok(())
     }

@@ -81,6 +81,30 @@ pub enum TrainError {
         /// The lowest scale.
         scale: f64,
     },
+    /// A batch whose loss leaps, under a guard that stops.
+    #[error(
+        "step {step}: the loss is {loss}, {:.1} times the mean {mean} of the steps before it (run.loss_spike.factor is \
+         {factor}){row}. The batch is samples {first} to {last} of the run, counted from 0. The run has stopped before its \
+         update; nothing was written after the last checkpoint. Look at these samples, lower the learning rate, or raise \
+         run.loss_spike.factor",
+        .loss / .mean
+    )]
+    LossSpike {
+        /// Optimizer step, from 1.
+        step: u64,
+        /// The loss.
+        loss: f64,
+        /// What it was held against.
+        mean: f64,
+        /// How many times the mean is a spike.
+        factor: f64,
+        /// First sample of the batch.
+        first: u64,
+        /// Last sample of the batch.
+        last: u64,
+        /// Said where it is one of several in a row.
+        row: String,
+    },
     /// The loss is not a number any more.
     #[error(
         "step {step}: the loss is {loss}; the first block whose output is not finite is {block}. The run has stopped; \

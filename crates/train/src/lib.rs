@@ -11,6 +11,7 @@
 //! | [`curriculum`] | rows that grow with the steps |
 //! | [`layer_drop`] | layers left out at random |
 //! | [`loss_scale`] | the scale of an fp16 run's loss |
+//! | [`loss_spike`] | the guard against batches whose loss leaps |
 //! | [`run`] | a whole run: loop, evaluation, checkpoints, samples, signals |
 //! | [`checkpoint`] | what is kept so that a run can go on bit for bit |
 //! | [`metrics`] | one JSON line a step |
@@ -29,6 +30,7 @@ mod export;
 mod grad_norm;
 pub mod layer_drop;
 pub mod loss_scale;
+pub mod loss_spike;
 pub mod metrics;
 pub mod model_source;
 mod output;

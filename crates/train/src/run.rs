@@ -23,6 +23,7 @@ use crate::engine::Engine;
 use crate::error::{Result, TrainError};
 use crate::event::{Event, Observer, StepMetrics};
 use crate::loss_scale::skip_notice;
+use crate::loss_spike::{SpikeGuard, spike_notice};
 use crate::metrics::MetricsFile;
 use crate::model_source::ModelOrigin;
 use crate::output::Output;
@@ -421,8 +422,8 @@ impl<'a> Loop<'a> {
     fn step(&mut self, observer: &mut dyn Observer) -> Result<()> {
         let start = Instant::now();
         let engine = &mut *self.engine;
-        let count = engine.plan.batch.train_batch_size as usize;
-        let samples = self.data.loader.batch(engine.counters.samples, count);
+        let (first, count) = (engine.counters.samples, engine.plan.ramp.size(engine.counters.step));
+        let samples = self.data.loader.batch(first, count as usize);
         let (lr, curriculum_seqlen) = (engine.lr(), engine.curriculum_length());
         let report = engine.train_batch(&samples)?;
         let step_seconds = start.elapsed().as_secs_f64();
@@ -437,7 +438,7 @@ impl<'a> Loop<'a> {
             peak_memory_bytes: peak_resident_bytes(),
             curriculum_seqlen,
             loss_scale: report.loss_scale,
-            skipped: report.skipped,
+            skipped: report.skipped || report.spiked,
         };
         let mut line = json!(metrics);
         if report.loss_scale.is_some() {
@@ -446,6 +447,10 @@ impl<'a> Loop<'a> {
         self.metrics.append(&line)?;
         if report.skipped {
             observer.on(Event::Notice(&skip_notice(metrics.step, report.loss_scale, engine.loss_scale())));
+        }
+        if let Some(mean) = engine.guard.as_ref().and_then(SpikeGuard::mean).filter(|_| report.spiked) {
+            let notice = spike_notice(metrics.step, report.loss, mean, first, first + count - 1);
+            observer.on(Event::Notice(&notice));
         }
         observer.on(Event::Step(&metrics));
         Ok(())
@@ -464,6 +469,11 @@ impl<'a> Loop<'a> {
             .append(&json!({"step": step, "eval_loss": loss, "eval_perplexity": perplexity, "eval_tokens": tokens}))?;
         observer.on(Event::Evaluated { step, loss, perplexity });
         self.evaluated = Some(step);
+        if self.engine.evaluated(loss) {
+            let notice =
+                format!("step {step}: the validation loss has stopped falling; the rate is now {}", self.engine.lr());
+            observer.on(Event::Notice(&notice));
+        }
         Ok(())
     }
 
@@ -503,6 +513,8 @@ impl<'a> Loop<'a> {
             model: model_json(engine),
             optimizer: engine.groups.name().to_owned(),
             loss_scale: engine.scaler.map(|scaler| scaler.state()),
+            loss_spike: engine.guard.as_ref().map(|guard| guard.state().clone()),
+            plateau: engine.plateau.map(|plateau| plateau.state),
         };
         self.saver.save(engine, head, &self.metrics, is_last, observer)
     }

@@ -13,7 +13,7 @@ use crate::plan::groups::ParamGroups;
 use models::weights::{self, WeightSource};
 use models::{Model, ParamSpec};
 use ops::{ParamId, ParamStore, Part};
-use optim::{AVERAGE, Shard, State, Step};
+use optim::{AVERAGE, GradientEdit, Shard, State, Step};
 use tensor::{CopyArgs, DType, MemoryKind, Queue, Tensor, rng};
 
 /// What checkpoints call a weight itself.
@@ -117,6 +117,19 @@ impl TrainState {
             if let (Some(decay), Some(average)) = (self.ema_decay, weight.average()) {
                 optim::average(queue, average, &weight.master, decay)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Penalties, on weights that may decay, and clipping by value of every gradient.
+    pub fn edit_gradients(&self, queue: &Queue, groups: &ParamGroups, edit: GradientEdit) -> Result<()> {
+        let gradients = self.store.gradients(queue)?;
+        let trained = self.weights.iter().filter(|weight| !weight.is_frozen);
+        for (weight, (id, grad)) in trained.zip(&gradients) {
+            assert!(weight.id == *id, "TrainState::edit_gradients: gradients come in the order of parameters");
+            let decays = groups.of(*id).is_some_and(|group| group.decays);
+            let edit = if decays { edit } else { GradientEdit { l1: 0.0, l2: 0.0, ..edit } };
+            edit.apply(queue, grad, &weight.master)?;
         }
         Ok(())
     }

@@ -14,7 +14,7 @@ use crate::state::TrainState;
 use generate::to_batch;
 use models::{Model, Pass, Residency, Resident};
 use ops::{Batch, Cost, Env, HeadRequest, Single};
-use optim::Step;
+use optim::{GradientEdit, Step};
 use tensor::{DType, Queue, Tensor};
 
 /// What a step is told.
@@ -49,8 +49,12 @@ pub struct StepContext<'a> {
     pub betas: Option<[f64; 2]>,
     /// Largest norm of the gradient; 0: any.
     pub gradient_clipping: f64,
+    /// Penalties and clipping by value, of the mean gradient.
+    pub gradient_edit: Option<GradientEdit>,
     /// Skip the update when a gradient is not finite.
     pub check_overflow: bool,
+    /// A loss above it is a spike, whose update is not applied.
+    pub loss_limit: Option<f64>,
 }
 
 /// What a step did.
@@ -58,7 +62,7 @@ pub struct StepContext<'a> {
 pub struct StepReport {
     /// Mean over counted targets, before the update, with the losses that blocks declared.
     pub loss: f64,
-    /// Norm of the mean gradient, before clipping.
+    /// Norm of the mean gradient, with penalties and clipped by value, before clipping by norm.
     pub grad_norm: f64,
     /// Targets that counted.
     pub num_targets: u64,
@@ -66,6 +70,8 @@ pub struct StepReport {
     pub skipped: bool,
     /// What the loss was multiplied by, in an fp16 run.
     pub loss_scale: Option<f64>,
+    /// The update was not applied: the loss is a spike.
+    pub spiked: bool,
     /// Of the forward passes.
     pub cost: Cost,
 }
@@ -124,16 +130,20 @@ impl StepContext<'_> {
             return Err(TrainError::NonFinite { step: self.step, loss, block });
         }
         let to_mean = self.nominal_targets as f64 / num_targets as f64 / self.loss_scale;
+        if let Some(edit) = self.gradient_edit {
+            self.state.edit_gradients(self.queue, self.groups, edit.over(to_mean))?;
+        }
         let norm = to_mean * grad_norm(self.queue, &self.state.store.gradients(self.queue)?)?;
         let skipped = self.check_overflow && !norm.is_finite();
-        if !skipped {
+        let spiked = self.loss_limit.is_some_and(|limit| loss > limit);
+        if !skipped && !spiked {
             let grad_scale = (to_mean * clip_factor(norm, self.gradient_clipping)) as f32;
             let (step, lr, betas) = (self.applied_step, self.lr, self.betas);
             let at = Step { step, lr, weight_decay: 0.0, grad_scale, betas };
             self.state.update(self.queue, self.groups, self.seed, &at)?;
         }
         let loss_scale = (self.dtype == DType::F16).then_some(self.loss_scale);
-        Ok(StepReport { loss, grad_norm: norm, num_targets, skipped, loss_scale, cost })
+        Ok(StepReport { loss, grad_norm: norm, num_targets, skipped, loss_scale, spiked, cost })
     }
 
     fn pass(&self) -> Pass<'_> {

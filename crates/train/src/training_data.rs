@@ -59,6 +59,7 @@ impl TrainingData {
         let (train, validation) = opened.map_err(|error| at_fault(config, error))?;
         check_targets(config, "data.train", &train)?;
         validation.iter().try_for_each(|dataset| check_targets(config, "data.validation", dataset))?;
+        config.check_plateau(validation.is_some())?;
         let loader = Loader::new(train, config.run.seed, section.shuffle);
         Ok(Self { loader, validation, tokenizer, sequence_length })
     }

@@ -1,7 +1,7 @@
 //! Learning-rate schedules: the rate as a function of how many optimizer steps have been applied.
 //!
 //! A schedule is a value without state: [`Schedule::lr`] of the same step is the same number in every run, so a resumed
-//! run needs nothing but its step. A step whose gradients overflowed is not applied and does not count.
+//! run needs nothing but its step; [`Plateau`] alone has one. A step whose gradients overflowed is not applied and does not count.
 //!
 //! # Sources
 //! - DeepSpeed `runtime/lr_schedules.py`: [`Schedule::WarmupLR`], [`Schedule::WarmupDecayLR`],
@@ -13,9 +13,11 @@
 //! Not here: what the parameters are called in a run file and what they are by default (`train::config`).
 
 mod deepspeed;
+mod plateau;
 mod transformers;
 
 pub use deepspeed::{LrRangeTest, OneCycle, Warmup, WarmupType};
+pub use plateau::{Plateau, PlateauSettings, PlateauState, ThresholdMode};
 pub use transformers::{Curve, StableDecay};
 
 use transformers::{cosine, restarting_cosine};

@@ -4,6 +4,8 @@
 
 use super::label;
 use crate::loss_scale::LossScale;
+use crate::loss_spike::SpikeState;
+use optim::schedule::PlateauState;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashSet};
@@ -54,6 +56,12 @@ pub struct Head {
     /// Of an fp16 run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_scale: Option<LossScale>,
+    /// Of a run with a guard against loss spikes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_spike: Option<SpikeState>,
+    /// Of a run whose rate depends on evaluations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plateau: Option<PlateauState>,
 }
 
 /// How far a run is.

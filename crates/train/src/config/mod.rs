@@ -40,8 +40,11 @@ pub use scheduler::{SchedulerConfig, WarmupCurve};
 use crate::curriculum::CurriculumConfig;
 use crate::layer_drop::LayerDropConfig;
 use check::Unheeded;
+use crate::loss_spike::LossSpikeConfig;
+use crate::plan::ramp::RampConfig;
 use data::DataConfig;
-use optim::schedule::Schedule;
+use optim::GradientEdit;
+use optim::schedule::{Plateau, Schedule};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -140,6 +143,25 @@ pub struct RunSection {
     pub isa: Option<String>,
     /// Decay of the average of weights that is evaluated and exported; none: the weights themselves are.
     pub ema_decay: Option<f64>,
+    /// Largest magnitude of an element of the mean gradient; none: any.
+    pub clip_value: Option<f64>,
+    /// Times the sign of each weight that may decay, added to the mean gradient.
+    pub l1_penalty: f64,
+    /// Times each weight that may decay, added to the mean gradient.
+    pub l2_penalty: f64,
+    /// The guard against loss spikes; none: there is no guard.
+    pub loss_spike: Option<LossSpikeConfig>,
+    /// Early steps take fewer samples; none: every step takes `train_batch_size`.
+    pub batch_ramp: Option<RampConfig>,
+}
+
+impl RunSection {
+    /// What is done to every gradient before its norm is taken; none: nothing.
+    pub fn gradient_edit(&self) -> Option<GradientEdit> {
+        let [l1, l2] = [self.l1_penalty as f32, self.l2_penalty as f32];
+        let edit = GradientEdit { l1, l2, largest: self.clip_value.map_or(f32::INFINITY, |largest| largest as f32) };
+        (edit != GradientEdit { l1: 0.0, l2: 0.0, largest: f32::INFINITY }).then_some(edit)
+    }
 }
 
 /// The `fp16` section; see [`crate::loss_scale`].
@@ -378,6 +400,22 @@ impl RunConfig {
     /// The learning rate of every step, for an optimizer whose own rate is `lr` and a run of `run_steps` steps.
     pub fn schedule(&self, lr: f64, run_steps: u64) -> Schedule {
         self.scheduler.as_ref().map_or(Schedule::Constant { lr }, |scheduler| scheduler.schedule(lr, run_steps))
+    }
+
+    /// Refuses a schedule that follows evaluations in a run that has none.
+    pub(crate) fn check_plateau(&self, has_validation: bool) -> Result<(), ConfigError> {
+        if self.plateau().is_none() || (has_validation && self.run.eval_every > 0) {
+            return Ok(());
+        }
+        Err(self.error(
+            "scheduler.type is \"reduce_lr_on_plateau\", which follows the validation loss, and the run does not measure \
+             it on the way; give data.validation and a run.eval_every above 0",
+        ))
+    }
+
+    /// The part of the schedule that depends on evaluations.
+    pub fn plateau(&self) -> Option<Plateau> {
+        self.scheduler.as_ref().and_then(SchedulerConfig::plateau).map(Plateau::new)
     }
 
     /// What to say once in the log: older names that were understood, and keys that have no effect here.

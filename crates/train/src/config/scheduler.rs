@@ -4,7 +4,7 @@
 //! Transformers' `get_scheduler`.
 
 use super::rules::OptimizerConfig;
-use optim::schedule::{Curve, LrRangeTest, OneCycle, Schedule, StableDecay, Warmup, WarmupType};
+use optim::schedule::{Curve, LrRangeTest, OneCycle, PlateauSettings, Schedule, StableDecay, Warmup, WarmupType};
 use serde::{Deserialize, Serialize};
 
 /// The `scheduler` section. A total that is absent is the run's number of steps; a `warmup_max_lr` that is null is the
@@ -87,6 +87,8 @@ pub enum SchedulerConfig {
         min_lr_ratio: f64,
         num_cycles: f64,
     },
+    #[serde(rename = "reduce_lr_on_plateau")]
+    ReduceLrOnPlateau(PlateauSettings),
     OneCycle(OneCycle),
     LRRangeTest(LrRangeTest),
 }
@@ -215,6 +217,14 @@ impl SchedulerConfig {
             | Self::Polynomial { num_warmup_steps: steps, .. }
             | Self::InverseSqrt { num_warmup_steps: steps, .. }
             | Self::WarmupStableDecay { num_warmup_steps: steps, .. } => Some(steps),
+            _ => None,
+        }
+    }
+
+    /// The part of the schedule that depends on evaluations; [`SchedulerConfig::schedule`] is then constant.
+    pub fn plateau(&self) -> Option<PlateauSettings> {
+        match *self {
+            Self::ReduceLrOnPlateau(settings) => Some(settings),
             _ => None,
         }
     }

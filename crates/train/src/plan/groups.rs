@@ -26,6 +26,8 @@ pub struct ParamGroup {
     pub lr_ratio: f64,
     /// 0 where nothing decays.
     pub weight_decay: f64,
+    /// Outside `optimizer.no_decay`: penalties fall on it too.
+    pub decays: bool,
 }
 
 /// The groups of a model's weights.
@@ -115,7 +117,7 @@ impl Resolve<'_> {
         }
         let lr_ratio = if lr == base { 1.0 } else { lr / base };
         let rule = rule.or_else(|| self.own.clone()).expect("check_own found one");
-        Ok(ParamGroup { rule, lr_ratio, weight_decay: if decays { weight_decay } else { 0.0 } })
+        Ok(ParamGroup { rule, lr_ratio, weight_decay: if decays { weight_decay } else { 0.0 }, decays })
     }
 }
 

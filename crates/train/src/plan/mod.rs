@@ -4,6 +4,7 @@ pub mod batch;
 pub mod elasticity;
 pub mod groups;
 pub mod mesh;
+pub mod ramp;
 pub mod report;
 
 use crate::config::{ConfigError, OptimizerRule, RunConfig, RunLength};
@@ -11,6 +12,7 @@ use crate::curriculum::Curriculum;
 use crate::system::num_cores;
 use batch::Batch;
 use optim::schedule::Schedule;
+use ramp::BatchRamp;
 use serde_json::{Value, json};
 use tensor::{DType, Isa};
 
@@ -19,6 +21,8 @@ use tensor::{DType, Isa};
 pub struct RunPlan {
     /// Samples a step, a micro-batch, and how many micro-batches.
     pub batch: Batch,
+    /// Samples of every step, at most those of the batch.
+    pub ramp: BatchRamp,
     /// Tokens of a full row.
     pub sequence_length: usize,
     /// Optimizer steps of the whole run.
@@ -81,11 +85,11 @@ impl RunPlan {
         epoch_samples: u64,
     ) -> Result<Self, ConfigError> {
         batch.check_size(sequence_length).map_err(|message| config.error(message))?;
-        let per_step = batch.train_batch_size;
+        let ramp = BatchRamp::of(config, &batch)?;
         let steps = match config.length() {
             RunLength::Steps(steps) => steps,
-            RunLength::Tokens(tokens) => tokens.div_ceil(per_step * sequence_length as u64),
-            RunLength::Epochs(epochs) => (epochs * epoch_samples as f64 / per_step as f64).ceil() as u64,
+            RunLength::Tokens(tokens) => ramp.steps_for(tokens.div_ceil(sequence_length as u64)),
+            RunLength::Epochs(epochs) => ramp.steps_for((epochs * epoch_samples as f64).ceil() as u64),
         };
         let rule = config.optimizer.as_ref().map(|optimizer| &optimizer.rule);
         let isa = match &config.run.isa {
@@ -98,6 +102,7 @@ impl RunPlan {
         check_schedule(config, &schedule)?;
         Ok(Self {
             batch,
+            ramp,
             sequence_length,
             steps,
             dtype: match (config.fp16.enabled, config.bf16.enabled) {

@@ -6,12 +6,14 @@ mod folders;
 mod no_space;
 mod round_trip;
 
+use optim::schedule::PlateauState;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use train::checkpoint::{Checkpoint, CheckpointError, Counters, Head, Loader, Rng, TensorSpec, write};
 use train::loss_scale::LossScale;
+use train::loss_spike::SpikeState;
 
 /// More than one chunk of a reader.
 const LONG: usize = 300_001;
@@ -26,6 +28,8 @@ fn head(step: u64) -> Head {
         model: json!(null),
         optimizer: "AdamW".to_owned(),
         loss_scale: Some(LossScale { scale: 2f64.powi(30) / 3.0, clean_steps: step, hysteresis: 2 }),
+        loss_spike: Some(SpikeState { losses: [1.0 / 3.0, 0.1 + 0.2].into(), spikes: 1 }),
+        plateau: Some(PlateauState { best: Some(1.0 / 3.0), bad: 1, cooldown: 2, reductions: 3 }),
     }
 }
 

@@ -1,9 +1,9 @@
 //! Our own sections: `model`, `data`, `run`.
 
-use super::{ABOVE_ZERO, BELOW_ONE, COUNT, Key, OPEN, POSITIVE, SECTION, keys};
+use super::{ABOVE_ZERO, BELOW_ONE, COUNT, Key, NOT_NEGATIVE, OPEN, POSITIVE, SECTION, keys};
 use crate::config::keys::Kind::{self, Bool, Int, List, Names, Number, OneOf, Text};
 use crate::config::keys::Status::Honoured;
-use std::ops::Bound::Excluded;
+use std::ops::Bound::{Excluded, Unbounded};
 
 /// What a list of sources holds.
 const SOURCES: Kind = List(&OneOf(&[Text, SECTION]));
@@ -31,8 +31,12 @@ pub(super) static KEYS: &[Key] = keys! {
     "model.path", Text, "null", Honoured, "a folder in the Hugging Face layout, a checkpoint or a run's output";
     "model.preset", Text, "null", Honoured, "a known architecture; random weights";
     "run", SECTION, "{}", Honoured, "how long, where to and how often";
+    "run.batch_ramp", SECTION, "null", Honoured, "early steps take fewer samples; null: every step takes train_batch_size";
+    "run.batch_ramp.start", POSITIVE, "null", Honoured, "samples of the first step, whole micro-batches on every rank";
+    "run.batch_ramp.steps", Int { min: 1, max: 10_000_000 }, "null", Honoured, "steps until train_batch_size";
     "run.checkpoint_async", Bool, "null", Honoured, "checkpoints are written while training goes on, from a copy of the state in memory; null: where there is memory for it";
     "run.checkpoint_every", COUNT, "0", Honoured, "steps between checkpoints; 0: one at the end";
+    "run.clip_value", ABOVE_ZERO, "null", Honoured, "largest magnitude of an element of the mean gradient, before gradient_clipping; null: any";
     "run.deterministic", Bool, "false", Honoured, "same bits on any number of data-parallel ranks";
     "run.device", Names(&["auto", "cpu"]), "\"auto\"", Honoured, "where the run computes";
     "run.ema_decay", BELOW_ONE, "null", Honoured, "decay of a running average of the weights (f32), which is evaluated and exported; null: none";
@@ -40,7 +44,13 @@ pub(super) static KEYS: &[Key] = keys! {
     "run.eval_every", COUNT, "0", Honoured, "steps between evaluations; 0: one at the end";
     "run.isa", Names(&["portable", "avx2", "avx512", "avx512_bf16"]), "null", Honoured, "highest instruction set used; null: the machine's";
     "run.keep_checkpoints", COUNT, "3", Honoured, "newest checkpoints kept; 0 = all";
+    "run.l1_penalty", NOT_NEGATIVE, "0.0", Honoured, "times the sign of each weight outside optimizer.no_decay, added to the gradient";
+    "run.l2_penalty", NOT_NEGATIVE, "0.0", Honoured, "times each weight outside optimizer.no_decay, added to the gradient; unlike decoupled decay it passes through the moments";
     "run.log_every", POSITIVE, "null", Honoured, "steps between log lines; null: steps_per_print, else 10";
+    "run.loss_spike", SECTION, "null", Honoured, "a guard against a batch whose loss leaps; null: none";
+    "run.loss_spike.action", Names(&["skip", "stop"]), "\"skip\"", Honoured, "skip the batch's update and say so, or stop the run before it";
+    "run.loss_spike.factor", Number(Excluded(1.0), Unbounded), "2.0", Honoured, "a loss above this many times the mean of the window is a spike";
+    "run.loss_spike.window", POSITIVE, "20", Honoured, "steps of the mean; there is no spike before them, and as many in a row stop the run";
     "run.output", Text, "null", Honoured, "folder of the run; null: runs/<the file's name>";
     "run.recompute", Bool, "false", Honoured, "keeps each block's input alone and computes the rest again in backward";
     "run.sample_every", COUNT, "0", Honoured, "steps between printed samples; 0: one at the end";

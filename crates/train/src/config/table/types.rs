@@ -39,6 +39,7 @@ pub(crate) static TYPES: &[TypeKeys] = &[
     TypeKeys { section: "scheduler", name: "polynomial", keys: POLYNOMIAL },
     TypeKeys { section: "scheduler", name: "inverse_sqrt", keys: INVERSE_SQRT },
     TypeKeys { section: "scheduler", name: "warmup_stable_decay", keys: WARMUP_STABLE_DECAY },
+    TypeKeys { section: "scheduler", name: "reduce_lr_on_plateau", keys: REDUCE_LR_ON_PLATEAU },
     TypeKeys { section: "scheduler", name: "OneCycle", keys: ONE_CYCLE },
     TypeKeys { section: "scheduler", name: "LRRangeTest", keys: LR_RANGE_TEST },
 ];
@@ -49,7 +50,6 @@ pub(crate) static TYPES_NOT_YET: &[(&str, &[&str])] = &[
     (
         "scheduler",
         &[
-            "reduce_lr_on_plateau",
             "StepLR",
             "MultiStepLR",
             "ConstantLR",
@@ -291,6 +291,17 @@ static WARMUP_STABLE_DECAY: &[Key] = keys! {
     "scheduler.params.num_training_steps", COUNT, "null", Honoured, "steps of all three parts; null: the run's";
     "scheduler.params.num_warmup_steps", COUNT, "0", Honoured, "steps of the warm-up";
     "scheduler.params.warmup_type", CURVE, "\"linear\"", Honoured, "curve of the warm-up";
+};
+
+static REDUCE_LR_ON_PLATEAU: &[Key] = keys! {
+    "scheduler.params.cooldown", COUNT, "0", Honoured, "evaluations after a reduction that do not count";
+    "scheduler.params.eps", NOT_NEGATIVE, "1e-8", Honoured, "a reduction by no more than this is left out";
+    "scheduler.params.factor", BELOW_ONE, "0.1", Honoured, "what the rate is multiplied by";
+    "scheduler.params.min_lr", NOT_NEGATIVE, "0.0", Honoured, "lowest rate";
+    "scheduler.params.mode", Names(&["min"]), "\"min\"", NoEffect, "the validation loss must fall";
+    "scheduler.params.patience", COUNT, "10", Honoured, "evaluations without gain that are borne; the next one reduces the rate";
+    "scheduler.params.threshold", NOT_NEGATIVE, "0.0001", Honoured, "smallest gain that counts";
+    "scheduler.params.threshold_mode", Names(&["rel", "abs"]), "\"rel\"", Honoured, "whether the threshold is a share of the best loss or an amount";
 };
 
 static ONE_CYCLE: &[Key] = keys! {
