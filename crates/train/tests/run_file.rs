@@ -366,3 +366,36 @@ fn every_honoured_key_of_the_table_reaches_the_typed_configuration() {
     }
     assert!(num_checked > 60, "{num_checked} keys");
 }
+
+#[test]
+fn a_configuration_may_be_an_argument_in_base64_as_deepspeed_takes_it() {
+    // {"train_batch_size": 8, "bf16": {"enabled": true}}
+    let argument = "eyJ0cmFpbl9iYXRjaF9zaXplIjogOCwgImJmMTYiOiB7ImVuYWJsZWQiOiB0cnVlfX0=";
+    let config = RunConfig::load(argument.as_ref(), &Overrides::default()).unwrap();
+    assert_eq!((config.train_batch_size, config.bf16.enabled, config.name()), (Some(8), true, "base64"));
+    assert_eq!(config.run.output.to_str(), Some("runs/base64"));
+    // {"train_batch_size": 0}
+    let wrong = RunConfig::load("eyJ0cmFpbl9iYXRjaF9zaXplIjogMH0".as_ref(), &Overrides::default()).unwrap_err();
+    assert_eq!(wrong.to_string(), "base64: train_batch_size is 0; it must be a whole number of at least 1");
+    let missing = RunConfig::load("missing".as_ref(), &Overrides::default()).unwrap_err().to_string();
+    assert!(missing.starts_with("missing: the run file cannot be read: No such file"), "{missing}");
+}
+
+#[test]
+fn keys_of_stage_3_may_be_written_without_their_stage() {
+    let config =
+        config(json!({ "zero_optimization": { "stage": 3, "prefetch_bucket_size": 7, "reduce_bucket_size": 0 } }));
+    let resolved = config.resolved(&[]);
+    assert_eq!(resolved["zero_optimization"]["stage3_prefetch_bucket_size"], 7);
+    assert_eq!(
+        config.notices()[0],
+        "zero_optimization.prefetch_bucket_size is another name of zero_optimization.stage3_prefetch_bucket_size"
+    );
+    let both = json!({ "zero_optimization": { "max_live_parameters": 1, "stage3_max_live_parameters": 1 } });
+    assert_eq!(
+        RunConfig::from_value(both, "ds.json").unwrap_err().to_string(),
+        "ds.json: zero_optimization.max_live_parameters is another name of \
+         zero_optimization.stage3_max_live_parameters, and both are given; keep \
+         zero_optimization.stage3_max_live_parameters"
+    );
+}

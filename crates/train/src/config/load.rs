@@ -11,7 +11,7 @@ use super::check::{self, Fault, shown};
 use super::error::ConfigError;
 use super::keys::{Keys, Kind, TypeKeys, join, type_keys};
 use super::resolve::{self, Origin};
-use super::{Given, RunConfig, compatible, read, together};
+use super::{Given, RunConfig, compatible, encoded, read, together};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -27,18 +27,29 @@ pub struct Overrides<'a> {
     pub data: Option<&'a str>,
 }
 
-pub(super) fn read_file(path: &Path) -> Result<String, ConfigError> {
+/// The text of a configuration and how messages call it: a file, or what the argument itself holds ([`super::encoded`]).
+pub(super) fn read_file(path: &Path) -> Result<(String, String), ConfigError> {
     let name = path.display().to_string();
-    let bytes =
-        std::fs::read(path).map_err(|e| ConfigError::about(&name, format!("the run file cannot be read: {e}")))?;
-    String::from_utf8(bytes).map_err(|e| {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(e) => {
+            let text = path.to_str().and_then(encoded::decode);
+            let text = text.ok_or_else(|| ConfigError::about(&name, format!("the run file cannot be read: {e}")))?;
+            return Ok((text, ENCODED.to_owned()));
+        }
+    };
+    let text = String::from_utf8(bytes).map_err(|e| {
         let (valid, bytes) = (e.utf8_error().valid_up_to(), e.as_bytes());
         let line = read::line_of(bytes, valid);
         let message =
             format!("is not UTF-8: byte {:#04x} at offset {valid}, on line {line}; save it as UTF-8", bytes[valid]);
         ConfigError::about(&name, message)
-    })
+    })?;
+    Ok((text, name))
 }
+
+/// How messages, and the run's folder below `runs/`, call a configuration that has no file.
+const ENCODED: &str = "base64";
 
 /// `name`: how messages call the file.
 pub(super) fn parse(text: &str, name: &str, overrides: &Overrides<'_>) -> Result<RunConfig, ConfigError> {
@@ -102,6 +113,26 @@ const OLDER: [(&str, &str, &str); 3] = [
     ("aio", "thread_count", "intra_op_parallelism"),
 ];
 
+/// Keys of `zero_optimization` that DeepSpeed takes without their `stage3_` too.
+const WITHOUT_STAGE3: [&str; 9] = [
+    "allgather_sequential",
+    "gather_16bit_weights_on_model_save",
+    "max_live_parameters",
+    "max_reuse_distance",
+    "model_persistence_threshold",
+    "module_granularity_threshold",
+    "param_persistence_threshold",
+    "prefetch_bucket_size",
+    "use_all_reduce_for_fetch_params",
+];
+
+/// Every other name of a key: section, name, the key's own name, and which name it is.
+fn other_names() -> impl Iterator<Item = (&'static str, &'static str, String, &'static str)> {
+    let older = OLDER.into_iter().map(|(section, older, today)| (section, older, today.to_owned(), "the older name"));
+    let short = WITHOUT_STAGE3.into_iter();
+    older.chain(short.map(|name| ("zero_optimization", name, format!("stage3_{name}"), "another name")))
+}
+
 /// Older names become today's; what was renamed, for the log.
 fn rename_older(root: &mut Map<String, Value>) -> Result<Vec<String>, String> {
     let mut notices = Vec::new();
@@ -111,18 +142,18 @@ fn rename_older(root: &mut Map<String, Value>) -> Result<Vec<String>, String> {
             .push(format!("zero_optimization is {flag}, the older form of zero_optimization.stage {}", u8::from(flag)));
     }
     notices.extend(switches_of_offload(root)?);
-    for (section, older, today) in OLDER {
+    for (section, other, own, which) in other_names() {
         let map =
             if section.is_empty() { Some(&mut *root) } else { root.get_mut(section).and_then(Value::as_object_mut) };
-        let Some(map) = map.filter(|map| map.contains_key(older)) else { continue };
-        let (older_path, path) = (join(section, older), join(section, today));
-        if map.contains_key(today) {
-            return Err(format!("{older_path} is the older name of {path}, and both are given; keep {path}"));
+        let Some(map) = map.filter(|map| map.contains_key(other)) else { continue };
+        let (other_path, path) = (join(section, other), join(section, &own));
+        if map.contains_key(&own) {
+            return Err(format!("{other_path} is {which} of {path}, and both are given; keep {path}"));
         }
-        if let Some(value) = map.shift_remove(older) {
-            map.insert(today.to_owned(), value);
+        if let Some(value) = map.shift_remove(other) {
+            map.insert(own, value);
         }
-        notices.push(format!("{older_path} is the older name of {path}"));
+        notices.push(format!("{other_path} is {which} of {path}"));
     }
     Ok(notices)
 }
@@ -148,11 +179,11 @@ fn switches_of_offload(root: &mut Map<String, Value>) -> Result<Vec<String>, Str
     Ok(notices)
 }
 
-/// A path with an older name in it, by today's.
-fn today(path: &str) -> String {
-    let renamed = OLDER.iter().find_map(|(section, older, today)| {
-        let rest = path.strip_prefix(&join(section, older))?;
-        (rest.is_empty() || rest.starts_with('.')).then(|| join(section, today) + rest)
+/// A path with another name of a key in it, by the key's own.
+fn own_path(path: &str) -> String {
+    let renamed = other_names().find_map(|(section, other, own, _)| {
+        let rest = path.strip_prefix(&join(section, other))?;
+        (rest.is_empty() || rest.starts_with('.')).then(|| join(section, &own) + rest)
     });
     renamed.unwrap_or_else(|| path.to_owned())
 }
@@ -162,7 +193,7 @@ fn set(root: &mut Map<String, Value>, text: &str) -> Result<String, ConfigError>
     let Some((path, raw)) = text.split_once('=').filter(|(path, _)| !path.split('.').any(str::is_empty)) else {
         return Err(ConfigError::about("--set", format!("{text:?} must be key.path=value, such as run.steps=100")));
     };
-    let path = &today(path);
+    let path = &own_path(path);
     let is_text = Keys::new(&[]).get(path).is_some_and(|key| matches!(key.kind, Kind::Text));
     let is_quoted = raw.trim_start().starts_with(['"', '\'']);
     let value = match read::parse_value(raw) {

@@ -20,6 +20,7 @@
 
 mod check;
 mod compatible;
+mod encoded;
 mod error;
 pub mod keys;
 mod load;
@@ -279,12 +280,14 @@ struct Given {
 }
 
 impl RunConfig {
-    /// Reads a run file, or a DeepSpeed config, with what the command line says.
+    /// Reads a run file, or a DeepSpeed config, with what the command line says. In place of a file's name, `path` may be
+    /// the configuration itself in URL-safe base64, as DeepSpeed takes it; messages then call it `base64`.
     ///
     /// # Errors
     /// The file cannot be read, or something in it is wrong; nothing was written or changed.
     pub fn load(path: &Path, overrides: &Overrides<'_>) -> Result<Self, ConfigError> {
-        load::parse(&load::read_file(path)?, &path.display().to_string(), overrides)
+        let (text, name) = load::read_file(path)?;
+        load::parse(&text, &name, overrides)
     }
 
     /// Reads the text of a run file; `name` is how messages call it, and its stem the run's folder below `runs/`.

@@ -21,7 +21,8 @@ error, and so is an unknown key. `\"auto\"` means: derive it, or take the defaul
   for what happens anyway.
 
 DeepSpeed's older names are understood, with a notice: `bfloat16`, `zero_optimization: true`, `zero_optimization.cpu_offload`,
-`zero_optimization.cpu_offload_param`, `zero_optimization.stage3_gather_fp16_weights_on_model_save`, `aio.thread_count`.
+`zero_optimization.cpu_offload_param`, `zero_optimization.stage3_gather_fp16_weights_on_model_save`, `aio.thread_count`. Keys of
+`zero_optimization` that begin with `stage3_` may be written without it.
 ";
 
 /// The page as Markdown: one table for each section at the top of a file, and for the `params` of each type.

@@ -1,6 +1,8 @@
 //! Sections of DeepSpeed that are refused as a whole for now: their keys are checked, and switched off they may stand.
 
-use super::{ANY_NUMBER, COUNT, Key, NOT_NEGATIVE, NOT_YET, OPEN, POSITIVE, SECTION, SECTIONS, SHARE, TEXTS, keys};
+use super::{
+    ABOVE_ZERO, ANY_NUMBER, COUNT, Key, NOT_NEGATIVE, NOT_YET, OPEN, POSITIVE, SECTION, SECTIONS, SHARE, TEXTS, keys,
+};
 use crate::config::keys::Kind::{Any, Bool, Int, List, Names, Text};
 use crate::config::keys::Status::Honoured;
 
@@ -194,7 +196,12 @@ pub(super) static KEYS: &[Key] = keys! {
     "data_efficiency.data_sampling.curriculum_learning.curriculum_metrics.*.index_to_sample_path", Text, "null", NOT_YET, "index";
     "data_efficiency.data_sampling.curriculum_learning.curriculum_metrics.*.max_difficulty", ANY_NUMBER, "null", NOT_YET, "last";
     "data_efficiency.data_sampling.curriculum_learning.curriculum_metrics.*.min_difficulty", ANY_NUMBER, "null", NOT_YET, "first";
-    "data_efficiency.data_sampling.curriculum_learning.curriculum_metrics.*.schedule_config", OPEN, "{}", NOT_YET, "settings";
+    "data_efficiency.data_sampling.curriculum_learning.curriculum_metrics.*.schedule_config", SECTION, "{}", NOT_YET, "settings";
+    "data_efficiency.data_sampling.curriculum_learning.curriculum_metrics.*.schedule_config.difficulty", List(&ANY_NUMBER), "null", NOT_YET, "of fixed_discrete, in turn";
+    "data_efficiency.data_sampling.curriculum_learning.curriculum_metrics.*.schedule_config.difficulty_step", POSITIVE, "null", NOT_YET, "unit of the difficulty";
+    "data_efficiency.data_sampling.curriculum_learning.curriculum_metrics.*.schedule_config.max_step", List(&POSITIVE), "null", NOT_YET, "last step of each but the last";
+    "data_efficiency.data_sampling.curriculum_learning.curriculum_metrics.*.schedule_config.root_degree", ABOVE_ZERO, "null", NOT_YET, "root of fixed_root";
+    "data_efficiency.data_sampling.curriculum_learning.curriculum_metrics.*.schedule_config.total_curriculum_step", POSITIVE, "null", NOT_YET, "step of the last difficulty";
     "data_efficiency.data_sampling.curriculum_learning.curriculum_metrics.*.schedule_type", Names(&["fixed_linear", "fixed_root", "fixed_discrete", "custom"]), "null", NOT_YET, "curve";
     "data_efficiency.data_sampling.curriculum_learning.data_cluster_path", Text, "null", NOT_YET, "folder of the clusters";
     "data_efficiency.data_sampling.curriculum_learning.enabled", Bool, "false", NOT_YET, "on";
@@ -213,7 +220,8 @@ pub(super) static KEYS: &[Key] = keys! {
     "data_efficiency.data_sampling.pin_memory", Bool, "false", NOT_YET, "pinned memory";
     "data_efficiency.enabled", Bool, "false", NOT_YET, "on";
     "data_efficiency.seed", COUNT, "1234", NOT_YET, "seed";
-    "datastates_ckpt", OPEN, "null", NOT_YET, "DataStates checkpoints";
+    "datastates_ckpt", SECTION, "null", NOT_YET, "DataStates checkpoints";
+    "datastates_ckpt.host_cache_size", ABOVE_ZERO, "null", NOT_YET, "GB of the host's memory for copies";
     "flops_profiler", SECTION, "{}", Honoured, "FLOPs and time by module";
     "flops_profiler.detailed", Bool, "true", NOT_YET, "a row for each module";
     "flops_profiler.enabled", Bool, "false", NOT_YET, "on";

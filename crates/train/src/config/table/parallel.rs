@@ -109,7 +109,7 @@ pub(super) static KEYS: &[Key] = keys! {
     "zero_allow_untested_optimizer", Bool, "false", NoEffect, "every optimizer works under every stage";
     "zero_force_ds_cpu_optimizer", Bool, "true", NoEffect, "which CPU kernel offload uses";
     "zero_optimization", SECTION, "{}", Honoured, "what data-parallel ranks share instead of copying";
-    "zero_optimization.allgather_bucket_size", Int { min: 2, max: i64::MAX }, "500000000", NoEffect, "elements of one gather";
+    "zero_optimization.allgather_bucket_size", COUNT, "500000000", NoEffect, "elements of one gather";
     "zero_optimization.allgather_partitions", Bool, "true", NoEffect, "gathers or broadcasts";
     "zero_optimization.contiguous_gradients", Bool, "true", NoEffect, "copies gradients into one buffer";
     "zero_optimization.cpu_offload_use_pin_memory", Bool, "false", NoEffect, "older name of pin_memory";
@@ -148,7 +148,7 @@ pub(super) static KEYS: &[Key] = keys! {
     "zero_optimization.overlap_comm", Bool, "null", NoEffect, "sends while it computes";
     "zero_optimization.override_module_apply", Bool, "true", NoEffect, "PyTorch's Module.apply";
     "zero_optimization.pipeline_loading_checkpoint", Bool, "false", NoEffect, "loads while it reads";
-    "zero_optimization.reduce_bucket_size", POSITIVE, "500000000", NoEffect, "elements of one reduction";
+    "zero_optimization.reduce_bucket_size", COUNT, "500000000", NoEffect, "elements of one reduction";
     "zero_optimization.reduce_scatter", Bool, "true", NoEffect, "scatters or sums everywhere";
     "zero_optimization.round_robin_gradients", Bool, "false", NoEffect, "order of offloaded copies";
     "zero_optimization.save_muon_momentum_buffer_in_memory", Bool, "false", NoEffect, "where Muon's momentum lives";
@@ -158,11 +158,11 @@ pub(super) static KEYS: &[Key] = keys! {
     "zero_optimization.stage3_max_live_parameters", COUNT, "1000000000", NoEffect, "gathered elements at once";
     "zero_optimization.stage3_max_reuse_distance", COUNT, "1000000000", NoEffect, "elements within which a gathered weight is kept";
     "zero_optimization.stage3_model_persistence_threshold", COUNT, "9223372036854775807", NoEffect, "most elements kept gathered";
-    "zero_optimization.stage3_module_granularity_threshold", COUNT, "0", NoEffect, "small modules gathered together";
+    "zero_optimization.stage3_module_granularity_threshold", ANY_INT, "0", NoEffect, "small modules gathered together";
     "zero_optimization.stage3_param_persistence_threshold", COUNT, "100000", NoEffect, "smaller weights stay gathered";
     "zero_optimization.stage3_prefetch_bucket_size", COUNT, "50000000", NoEffect, "elements gathered ahead";
     "zero_optimization.stage3_use_all_reduce_for_fetch_params", Bool, "false", NoEffect, "gathers by a sum";
-    "zero_optimization.sub_group_size", POSITIVE, "1000000000", NoEffect, "elements of one optimizer call";
+    "zero_optimization.sub_group_size", COUNT, "1000000000", NoEffect, "elements of one optimizer call";
     "zero_optimization.use_multi_rank_bucket_allreduce", Bool, "true", NoEffect, "one sum for several owners";
     "zero_optimization.zenflow", SECTION, "null", NOT_YET, "ZenFlow: the largest gradients first, the rest on the CPU";
     "zero_optimization.zenflow.auto_ratio", SHARE, "0.99", NOT_YET, "when it updates by itself";
@@ -174,7 +174,7 @@ pub(super) static KEYS: &[Key] = keys! {
     "zero_optimization.zenflow.select_strategy", Names(&["auto", "step", "epoch"]), "\"auto\"", NOT_YET, "when it selects";
     "zero_optimization.zenflow.topk_ratio", SHARE, "0.1", NOT_YET, "share selected";
     "zero_optimization.zenflow.update_interval", AUTO_COUNT, "\"auto\"", NOT_YET, "steps between updates";
-    "zero_optimization.zero_hpz_partition_size", POSITIVE, "1", NOT_YET, "ranks of a ZeRO++ secondary group";
+    "zero_optimization.zero_hpz_partition_size", COUNT, "1", NOT_YET, "ranks of a ZeRO++ secondary group";
     "zero_optimization.zero_quantized_gradients", Bool, "false", NOT_YET, "ZeRO++: gradients sent in few bits";
     "zero_optimization.zero_quantized_nontrainable_weights", Bool, "false", NOT_YET, "frozen weights in few bits";
     "zero_optimization.zero_quantized_weights", Bool, "false", NOT_YET, "ZeRO++: weights sent in few bits";
