@@ -306,6 +306,14 @@ fn deepspeed_s_rules_of_what_goes_with_what_are_kept() {
             "zero_optimization.reduce_scatter is true; with Muon, offload_optimizer and zero_optimization.stage 1 or 2 it must be false",
         ),
         (
+            json!({"fp16": {"enabled": true, "loss_scale": 128}, "optimizer": {"type": "Lamb"}}),
+            "fp16.loss_scale is 128; with Lamb in fp16 the loss scale must be dynamic: 0",
+        ),
+        (
+            json!({"elasticity": {"enabled": true, "max_train_batch_size": 4, "micro_batch_sizes": [2], "version": 0.15}}),
+            "elasticity.version is 0.15; it must be 0.1 or 0.2",
+        ),
+        (
             json!({"activation_checkpointing": {"contiguous_memory_optimization": true}}),
             "activation_checkpointing.contiguous_memory_optimization is true; it needs partition_activations and number_checkpoints",
         ),

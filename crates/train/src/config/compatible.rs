@@ -201,6 +201,12 @@ impl<'a> File<'a> {
             "optimizer.type",
             ", which needs zero_optimization.stage 0: it exchanges momentum itself",
         )?;
+        let is_lamb = matches!(kind, "Lamb" | "OneBitLamb") && self.is_on("fp16.enabled");
+        self.refuse(
+            is_lamb && self.number("fp16.loss_scale") != 0.0,
+            "fp16.loss_scale",
+            &format!("; with {kind} in fp16 the loss scale must be dynamic: 0"),
+        )?;
         let scatter = "zero_optimization.reduce_scatter";
         let muon =
             kind == "Muon" && (1..=2).contains(&self.stage()) && self.is_on(scatter) && self.offloads_optimizer();
@@ -269,7 +275,9 @@ impl<'a> File<'a> {
         )?;
         let ranks = "elasticity.model_parallel_size";
         let (replica, node) = (self.number(ranks), self.number("elasticity.num_gpus_per_node"));
-        let is_first = self.number("elasticity.version") < 0.2;
+        let version = "elasticity.version";
+        self.refuse(![0.1, 0.2].contains(&self.number(version)), version, "; it must be 0.1 or 0.2")?;
+        let is_first = self.number(version) < 0.2;
         self.refuse(is_first && replica > 1.0, ranks, "; elasticity.version 0.1 knows 1 alone")?;
         self.refuse(node % replica != 0.0, ranks, &format!("; it must divide elasticity.num_gpus_per_node, {node}"))?;
         let may_stand = self.is_on("elasticity.ignore_non_elastic_batch_info");

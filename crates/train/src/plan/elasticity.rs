@@ -2,7 +2,9 @@
 //!
 //! Version 0.1 looks for a multiple of a micro-batch that has many divisors; 0.2 does so for nodes and multiplies by their
 //! replicas, and falls back to the number of ranks at hand when that is none of the found ones.
-//! Source: DeepSpeed `elasticity/elasticity.py`. We refuse a least common multiple above the largest batch.
+//! Source: DeepSpeed `elasticity/elasticity.py`, which this follows in its oddities too: the least common multiple of the
+//! micro-batches is a candidate even above the largest batch, and fewer ranks than one node has are no limit. Where it
+//! ends in a `TypeError` because no number of ranks suits, we fall back (0.2) or say so (0.1).
 
 use super::batch::Batch;
 use crate::config::ElasticityConfig;
@@ -14,6 +16,9 @@ const MANY_DIVISORS: [u64; 38] = [
     25200, 27720, 45360, 50400, 55440, 83160, 110_880, 166_320, 221_760, 277_200, 332_640, 498_960, 554_400, 665_280,
     720_720,
 ];
+
+/// More samples than a step may have.
+const MAX_SAMPLES: u64 = 1 << 31;
 
 /// A batch size and the numbers of data-parallel ranks that divide it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,7 +37,13 @@ impl Elastic {
     pub fn resolve(config: &ElasticityConfig, ranks: u64) -> Result<Self, String> {
         let per_node = config.num_gpus_per_node / config.model_parallel_size;
         if config.version < 0.2 {
-            return Self::first_version(config, config.max_train_batch_size, config.min_gpus, config.max_gpus);
+            let (max_batch, min_ranks, max_ranks) = (config.max_train_batch_size, config.min_gpus, config.max_gpus);
+            return Self::first_version(config, max_batch, min_ranks, max_ranks)?.ok_or_else(|| {
+                format!(
+                    "elasticity finds no batch of at most {max_batch} samples for {min_ranks} to {max_ranks} ranks; widen \
+                     elasticity.min_gpus and max_gpus, or make max_train_batch_size larger"
+                )
+            });
         }
         let node = config.num_gpus_per_node;
         let nodes = Self::first_version(
@@ -41,7 +52,7 @@ impl Elastic {
             config.min_gpus / node,
             config.max_gpus / node,
         );
-        if let Ok(found) = nodes {
+        if let Some(found) = nodes? {
             let valid_ranks: Vec<u64> = found.valid_ranks.iter().map(|nodes| nodes * per_node).collect();
             if valid_ranks.contains(&ranks) {
                 return Ok(Self { train_batch_size: found.train_batch_size * per_node, valid_ranks });
@@ -63,18 +74,23 @@ impl Elastic {
         }
     }
 
+    /// `max_ranks` 0: no limit but the batch. None if no number of ranks suits.
     fn first_version(
         config: &ElasticityConfig,
         max_batch: u64,
         min_ranks: u64,
         max_ranks: u64,
-    ) -> Result<Self, String> {
+    ) -> Result<Option<Self>, String> {
         let micros = &config.micro_batch_sizes;
         if let Some(micro) = micros.iter().find(|micro| **micro > max_batch) {
             return Err(format!("elasticity.micro_batch_sizes has {micro}; each must be at most {max_batch}"));
         }
+        let max_ranks = match (max_ranks, micros.iter().min()) {
+            (0, Some(smallest)) => max_batch / smallest,
+            _ => max_ranks,
+        };
         let multiple = micros.iter().try_fold(1, |all, micro| least_common_multiple(all, *micro));
-        let bases = micros.iter().copied().chain(multiple).filter(|base| *base <= max_batch);
+        let bases = micros.iter().copied().chain(multiple.filter(|multiple| *multiple <= MAX_SAMPLES));
         let candidates: BTreeSet<u64> = bases.map(|base| base * many_divisors_below(max_batch / base)).collect();
         let mut best: Option<Self> = None;
         for train_batch_size in candidates {
@@ -88,12 +104,7 @@ impl Elastic {
                 best = Some(Self { train_batch_size, valid_ranks });
             }
         }
-        best.ok_or_else(|| {
-            format!(
-                "elasticity finds no batch of at most {max_batch} samples for {min_ranks} to {max_ranks} ranks; widen \
-                 elasticity.min_gpus and max_gpus, or make max_train_batch_size larger"
-            )
-        })
+        Ok(best)
     }
 
     /// The batch sizes of a run file on `ranks` data-parallel ranks.
@@ -130,17 +141,13 @@ impl Elastic {
     }
 }
 
-/// Numbers of ranks that share `batch` in whole micro-batches, whatever of `micros` they take.
+/// Numbers of ranks that share `batch` in whole micro-batches of one of `micros`.
 fn valid_ranks(batch: u64, micros: &[u64], min: u64, max: u64) -> Vec<u64> {
-    let mut valid = BTreeSet::new();
-    for micro in micros.iter().filter(|micro| batch.is_multiple_of(**micro)) {
-        let most = batch / micro;
-        valid.extend(Some(most).filter(|most| (min..=max).contains(most)));
-        valid.extend((min.max(1)..=max.min(most / 2)).filter(|ranks| most.is_multiple_of(*ranks)));
-    }
-    valid.into_iter().collect()
+    let shares = (min.max(1)..=max.min(batch)).filter(|ranks| batch.is_multiple_of(*ranks));
+    shares.filter(|ranks| micros.iter().any(|micro| (batch / ranks).is_multiple_of(*micro))).collect()
 }
 
+/// The largest of [`MANY_DIVISORS`] up to `limit`; 1 below them.
 fn many_divisors_below(limit: u64) -> u64 {
     MANY_DIVISORS.iter().copied().take_while(|number| *number <= limit).last().unwrap_or(1)
 }
@@ -194,6 +201,34 @@ mod tests {
         // 840 x 2: 840 has 32 divisors, more than any product with 4, 6 or their common multiple 12.
         let sizes = (batch.train_batch_size, batch.micro_batch_size, batch.accumulation_steps);
         assert_eq!(sizes, (1680, 6, 280));
+    }
+
+    #[test]
+    fn the_common_multiple_is_a_candidate_even_above_the_largest_batch() {
+        // 24 = 24 x 1 suits 1, 2, 3, 4, 6, 8, 12 and 24 ranks; 42, the common multiple, as many others, and it is larger.
+        let config = config(json!({"max_train_batch_size": 32, "micro_batch_sizes": [1, 2, 3, 7], "version": 0.1}));
+        let elastic = Elastic { train_batch_size: 42, valid_ranks: vec![1, 2, 3, 6, 7, 14, 21, 42] };
+        assert_eq!(Elastic::resolve(&config, 7), Ok(elastic));
+        let batch = Elastic::batch(&config, 7).unwrap();
+        assert_eq!((batch.train_batch_size, batch.micro_batch_size, batch.accumulation_steps), (42, 3, 2));
+        let smaller = ElasticityConfig { prefer_larger_batch: false, ..config };
+        assert_eq!(Elastic::resolve(&smaller, 7).unwrap().train_batch_size, 24);
+    }
+
+    #[test]
+    fn version_0_2_counts_in_nodes_and_multiplies_by_their_replicas() {
+        let section = json!({"max_train_batch_size": 400, "micro_batch_sizes": [4], "num_gpus_per_node": 8,
+                             "model_parallel_size": 2, "max_gpus": 4});
+        let config = config(section);
+        // 100 samples for each replica of a node: 4 x 24, shared by 1, 2, 3, 4, 6, 8, 12 or 24 nodes of 4 replicas. Less
+        // than a node of ranks is no limit.
+        let elastic = Elastic { train_batch_size: 384, valid_ranks: vec![4, 8, 12, 16, 24, 32, 48, 96] };
+        assert_eq!(Elastic::resolve(&config, 4), Ok(elastic));
+        let large = ElasticityConfig { micro_batch_sizes: vec![4, 101], ..config };
+        assert_eq!(
+            Elastic::resolve(&large, 4).unwrap_err(),
+            "elasticity.micro_batch_sizes has 101; each must be at most 100"
+        );
     }
 
     #[test]
