@@ -102,7 +102,7 @@ fn settings_of_optimizer_and_schedule_out_of_range_are_refused_with_their_range(
             json!({"type": "Cosine2"}),
             "r.json: scheduler.type is \"Cosine2\"; it must be \"WarmupLR\", \"WarmupDecayLR\", \"WarmupCosineLR\", \
              \"constant\", \"constant_with_warmup\", \"linear\", \"cosine\", \"cosine_with_restarts\", \
-             \"cosine_with_min_lr\", \"polynomial\", \"inverse_sqrt\", \"warmup_stable_decay\", \"OneCycle\" or \
+             \"cosine_with_min_lr\", \"polynomial\", \"inverse_sqrt\", \"warmup_stable_decay\", \"reduce_lr_on_plateau\", \"OneCycle\" or \
              \"LRRangeTest\"",
         ),
         (

@@ -40,9 +40,9 @@ pub use scheduler::{SchedulerConfig, WarmupCurve};
 
 use crate::curriculum::CurriculumConfig;
 use crate::layer_drop::LayerDropConfig;
-use check::Unheeded;
 use crate::loss_spike::LossSpikeConfig;
 use crate::plan::ramp::RampConfig;
+use check::Unheeded;
 use data::DataConfig;
 use optim::GradientEdit;
 use optim::schedule::{Plateau, Schedule};
