@@ -490,7 +490,7 @@ def main() -> None:
             # The other rows are worth their figures even if one cannot run.
             try:
                 measures += ROWS[row](bench, row)
-            except (Failed, OSError) as failure:
+            except (Failed, OSError, ValueError, LookupError) as failure:
                 failures.append(f"{row}: {failure}")
                 say(failures[-1])
         write_reports(bench, state, measures, failures)

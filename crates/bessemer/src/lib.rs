@@ -33,13 +33,13 @@
 //! 4. [`models::Pass`] runs each block forward on a fresh tape segment and backward in reverse, between gather and release.
 //! 5. The head ([`ops::Cx::head`]) makes log-probabilities and, in the same pass, gradients.
 //! 6. [`train::step`]: norm over all gradients, nominal / counted targets, clip factor; one fused update per parameter.
-//! 7. Metrics, and where due evaluation, sample, checkpoint ([`train::run`]).
+//! 7. Metrics, and where due evaluation, checkpoint, sample ([`train::run`]).
 //!
 //! # Where a new thing goes
-//! op: a file in `crates/kernels` and one in `crates/ops`, a line in `backend.rs` and `cpu.rs` · family: a file in
+//! op: a file in `crates/kernels` and one in `crates/ops`, a line in `backend/list.rs` and `cpu.rs` · family: a file in
 //! `crates/models/src/families` and a line in `registry.rs` · optimizer: a file in `crates/optim`, a line in
-//! `crates/train/src/config/rules.rs` and its keys in `config/table/types.rs` · data source: a file in `crates/data/src/source` · command: a file in
-//! `crates/bessemer/src/cmd` and a line in `main.rs`.
+//! `crates/train/src/config/rules.rs` and its keys in `config/table/types.rs` · data source: a file in
+//! `crates/data/src/source` · command: a file in `crates/bessemer/src/cmd` and a line in `main.rs`.
 #![forbid(unsafe_code)]
 
 pub use data;

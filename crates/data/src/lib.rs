@@ -40,5 +40,6 @@ pub use loader::Loader;
 pub use mix::Mix;
 pub use packing::{IGNORE, Sample};
 pub use shuffle::Permutation;
+pub use source::glob_matches;
 pub use tokenize::{CHUNK_BYTES, LEAST_CHUNK_BYTES};
 pub use tokenizer::{DecodeStream, Tokenizer};

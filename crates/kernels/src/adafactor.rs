@@ -11,7 +11,7 @@
 use crate::elementwise::cast_part;
 use crate::isa::multiversion;
 use crate::lanes::sum;
-use crate::rows::{ColumnSums, for_rows, rows, rows_per_sum};
+use crate::rows::{ColumnSums, for_rows, rows, rows_per_sum, rows_per_task};
 use crate::{Cpu, Element};
 
 /// The numbers of one step.
@@ -104,7 +104,7 @@ fn finish<T: Element>(
     compute: Option<&mut [T]>,
     h: &Adafactor,
 ) {
-    let (num_rows, per_task) = (grad.len() / width, rows_per_sum(width));
+    let (num_rows, per_task) = (grad.len() / width, rows_per_task(width));
     let mut squares = vec![[0.0f32; 2]; num_rows];
     let weights = &*param;
     for_rows(cpu, num_rows, per_task, rows(&mut squares, 1), |range, squares| {

@@ -98,7 +98,7 @@ impl fmt::Display for Isa {
 /// ```text
 /// multiversion! {
 ///     /// Sum of a row.
-///     fn sum<T: Element>(row: &`[T]`) -> f32 { ... }
+///     fn sum<T: Element>(row: &[T]) -> f32 { ... }
 /// }
 /// let s = sum(cpu.isa, &row);
 /// ```

@@ -27,6 +27,7 @@ pub mod isa;
 pub mod lamb;
 pub mod layer_norm;
 pub mod math;
+pub mod noise;
 pub mod normalize;
 pub mod peak;
 pub mod philox;

@@ -190,9 +190,13 @@ impl Shared {
         let task = unsafe { &*job.task };
         let shares = self.taken.len();
         for share in (own..shares).chain(0..own) {
-            let (first, end) = (share * job.num_tasks / shares, (share + 1) * job.num_tasks / shares);
-            loop {
-                let index = first + self.taken[share].0.fetch_add(1, Ordering::Relaxed);
+            // The caller's share, which is begun first, is the longest.
+            let start = |share: usize| (share * job.num_tasks).div_ceil(shares);
+            let (first, end) = (start(share), start(share + 1));
+            let taken = &self.taken[share].0;
+            // A share that is done is only looked at: adding to it would take its line from the others.
+            while first + taken.load(Ordering::Relaxed) < end {
+                let index = first + taken.fetch_add(1, Ordering::Relaxed);
                 if index >= end {
                     break;
                 }

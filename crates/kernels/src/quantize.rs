@@ -140,6 +140,7 @@ multiversion! {
             let is_signed = signs >> 31 == 1;
             *header = if is_signed { largest } else { -largest }.to_bits();
             let grid = if is_signed { &SIGNED } else { &UNSIGNED };
+            codes[x.len()..].fill(0);
             for (code, x) in codes.iter_mut().zip(x) {
                 *code = grid.code(x.abs() / largest) | (x.to_bits() >> 31 << 7) as u8;
             }

@@ -27,7 +27,6 @@ use crate::isa::multiversion;
 use crate::pool::Parts;
 use crate::rows::{Cut, for_elements, rows};
 use crate::{Cpu, Element, Isa, bf16, philox, quantize};
-use std::any::Any;
 use std::ops::Range;
 
 /// Elements whose numbers are still in the first-level cache when they are rounded.
@@ -49,7 +48,7 @@ pub trait ElementRule: Send + Sync + 'static {
 }
 
 /// A rule as the driver calls it: compiled for every instruction set. Every [`ElementRule`] is one.
-pub trait BlockRule: Any + Send + Sync {
+pub trait BlockRule: Send + Sync {
     /// Updates a block; `grad` is multiplied by `grad_scale` first. States that are there come first.
     ///
     /// # Panics

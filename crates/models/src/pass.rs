@@ -128,7 +128,9 @@ impl Pass<'_> {
             let ran = self.run_block(env, block, flow, record)?;
             self.residency.release(self.model, block)?;
             cost += ran.cost;
-            held.push(ran.held);
+            if block >= first_trained {
+                held.push(ran.held);
+            }
             losses.extend(ran.losses);
             (flow, logprobs) = (ran.flow, ran.output);
         }
@@ -139,7 +141,7 @@ impl Pass<'_> {
         let mut grads = Flow::default();
         let mut output_grad = Some(dlogprobs);
         for block in (first_trained..=last).rev() {
-            let block_held = held.pop().expect("one per block");
+            let block_held = held.pop().expect("one per block from first_trained on");
             self.residency.gather(self.model, block)?;
             grads = self.run_backward(env, block, block_held, grads, output_grad.take(), loss_weight)?;
             self.residency.reduce(self.model, block)?;

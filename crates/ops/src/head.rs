@@ -6,8 +6,9 @@
 //!
 //! Two ways backward:
 //! - General: the log-sum-exp is saved, logits are made again chunk by chunk, `dlogits = g (onehot - softmax)`.
-//! - One pass ([`Cx::output_head`] under [`HeadRequest::TokenLogprobs`] with a seed): the gradient of every log-probability is one known constant, so
-//!   `dx` and `dW` are made in forward while the chunk's logits are at hand. Backward then hands `dx` out.
+//! - One pass ([`Cx::output_head`] under [`HeadRequest::TokenLogprobs`] with a seed): the gradient of every log-probability
+//!   is one known constant, so `dx` and `dW` are made in forward while the chunk's logits are at hand. Backward then hands
+//!   `dx` out.
 
 use crate::{Cost, Cx, Env, HeadRequest, Linear, Op, Result, Var};
 use std::ops::Range;

@@ -36,13 +36,10 @@ impl Optimizer for AdamW {
         let [beta1, beta2] = at.betas.unwrap_or(self.betas);
         let correction = |beta: f64| if self.bias_correction { at.correction(beta) as f32 } else { 1.0 };
         let adam = Adam {
-            rest1: (1.0 - beta1) as f32,
-            beta2: beta2 as f32,
-            rest2: (1.0 - beta2) as f32,
+            moments: AdamMoments::new([beta1, beta2], at.decay(self.decoupled)),
             step_size: at.lr as f32 / correction(beta1),
             root: correction(beta2).sqrt(),
             eps: self.eps as f32,
-            decay: at.decay(self.decoupled),
         };
         if self.amsgrad {
             shard.update(queue, at.grad_scale, AmsGrad(adam))
@@ -52,35 +49,47 @@ impl Optimizer for AdamW {
     }
 }
 
-/// The numbers of one step.
-struct Adam {
+/// The two moments of Adam and its kin.
+pub(crate) struct AdamMoments {
     rest1: f32,
     beta2: f32,
     rest2: f32,
+    pub(crate) decay: Decay,
+}
+
+impl AdamMoments {
+    pub(crate) fn new([beta1, beta2]: [f64; 2], decay: Decay) -> Self {
+        Self { rest1: (1.0 - beta1) as f32, beta2: beta2 as f32, rest2: (1.0 - beta2) as f32, decay }
+    }
+
+    /// The gradient with the decay that joins it, and the moments behind it.
+    #[inline(always)]
+    pub(crate) fn after(&self, param: f32, grad: f32, m: f32, v: f32) -> (f32, f32, f32) {
+        let g = grad + self.decay.l2 * param;
+        (g, m + (g - m) * self.rest1, v * self.beta2 + self.rest2 * g * g)
+    }
+}
+
+/// The numbers of one step.
+struct Adam {
+    moments: AdamMoments,
     step_size: f32,
     root: f32,
     eps: f32,
-    decay: Decay,
 }
 
 impl Adam {
     #[inline(always)]
-    fn moments(&self, param: f32, grad: f32, m: f32, v: f32) -> (f32, f32) {
-        let g = grad + self.decay.l2 * param;
-        (m + (g - m) * self.rest1, v * self.beta2 + self.rest2 * g * g)
-    }
-
-    #[inline(always)]
     fn moved(&self, param: f32, m: f32, v: f32) -> f32 {
         let denom = v.sqrt() / self.root + self.eps;
-        param * self.decay.keep - self.step_size * m / denom
+        param * self.moments.decay.keep - self.step_size * m / denom
     }
 }
 
 impl ElementRule for Adam {
     #[inline(always)]
     fn update(&self, param: f32, grad: f32, [m, v, _]: States) -> (f32, States) {
-        let (m, v) = self.moments(param, grad, m, v);
+        let (_, m, v) = self.moments.after(param, grad, m, v);
         (self.moved(param, m, v), [m, v, 0.0])
     }
 }
@@ -90,7 +99,7 @@ struct AmsGrad(Adam);
 impl ElementRule for AmsGrad {
     #[inline(always)]
     fn update(&self, param: f32, grad: f32, [m, v, largest]: States) -> (f32, States) {
-        let (m, v) = self.0.moments(param, grad, m, v);
+        let (_, m, v) = self.0.moments.after(param, grad, m, v);
         let largest = if v > largest { v } else { largest };
         (self.0.moved(param, m, largest), [m, v, largest])
     }

@@ -1,7 +1,8 @@
 //! The exponential moving average of weights (EMA). Source: Polyak & Juditsky 1992, in the exponential form that diffusion
 //! and language models are evaluated with.
 
-use crate::{ElementRule, Shard, States};
+use crate::rule::zip;
+use crate::{ElementRule, States};
 use tensor::{KernelError, Queue, Tensor};
 
 /// `average = decay * average + (1 - decay) * weights`; both f32 of one shape, `decay` in [0, 1).
@@ -9,8 +10,7 @@ use tensor::{KernelError, Queue, Tensor};
 /// # Errors
 /// The device has no kernel for it, or failed.
 pub fn average(queue: &Queue, average: &Tensor, weights: &Tensor, decay: f64) -> Result<(), KernelError> {
-    let shard = Shard { param: average, grad: weights, states: &[], compute: None, first: 0, key: [0; 2] };
-    shard.update(queue, 1.0, Lerp { entering: (1.0 - decay) as f32 })
+    zip(queue, average, weights, Lerp { entering: (1.0 - decay) as f32 })
 }
 
 struct Lerp {

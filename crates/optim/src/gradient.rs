@@ -5,7 +5,8 @@
 //!
 //! What is not finite stays as it is: an overflow must be found behind this.
 
-use crate::{ElementRule, Shard, States};
+use crate::rule::zip;
+use crate::{ElementRule, States};
 use tensor::{KernelError, Queue, Tensor};
 
 /// Penalties and clipping of one gradient.
@@ -25,8 +26,7 @@ impl GradientEdit {
     /// # Errors
     /// The device has no kernel for it, or failed.
     pub fn apply(self, queue: &Queue, grad: &Tensor, weights: &Tensor) -> Result<(), KernelError> {
-        let shard = Shard { param: grad, grad: weights, states: &[], compute: None, first: 0, key: [0; 2] };
-        shard.update(queue, 1.0, self)
+        zip(queue, grad, weights, self)
     }
 
     /// The same for a gradient that is `1 / factor` of what this is meant for.

@@ -49,8 +49,8 @@ impl ElementRule for Numbers {
     #[inline(always)]
     fn update(&self, param: f32, grad: f32, [m, ..]: States) -> (f32, States) {
         let direction = self.beta1 * m + self.rest1 * grad;
-        // Along 0 there is no step.
-        let step = if direction == 0.0 { 0.0 } else { self.lr.copysign(direction) };
+        // Along 0 there is no step, and what is no number must show in the weight.
+        let step = if direction.abs() > 0.0 { self.lr.copysign(direction) } else { direction };
         (param * self.decay.keep - step, [self.beta2 * m + self.rest2 * grad, 0.0, 0.0])
     }
 }

@@ -9,7 +9,7 @@
 //! 2. Newton-Schulz steps of degree five bring the singular values near 1; the products are on the smaller side.
 //! 3. Decay and step.
 
-use crate::rule::Decay;
+use crate::rule::{Decay, zip};
 use crate::{ElementRule, Granularity, Optimizer, Shard, State, States, Step};
 use serde::{Deserialize, Serialize};
 use tensor::{DType, KernelError, MatmulArgs, MemoryKind, NormalizeArgs, Queue, Shape, Tensor};
@@ -112,8 +112,7 @@ impl Muon {
 
 /// `x = a x + b y`
 fn combine(queue: &Queue, x: &Tensor, a: f32, y: &Tensor, b: f32) -> Result<(), KernelError> {
-    let shard = Shard { param: x, grad: y, states: &[], compute: None, first: 0, key: [0; 2] };
-    shard.update(queue, 1.0, Combine { a, b })
+    zip(queue, x, y, Combine { a, b })
 }
 
 struct Combine {

@@ -1,7 +1,8 @@
 //! NAdam: Adam with Nesterov's momentum, as `torch.optim.NAdam`. Source: Dozat 2016, "Incorporating Nesterov Momentum into
-//! Adam", with its schedule of the momentum.
+//! Adam", with its schedule of the momentum. Where we differ: PyTorch multiplies the momenta up as they were; here, under a
+//! schedule that moves beta1, those of earlier steps are taken at today's.
 
-use crate::rule::Decay;
+use crate::adamw::AdamMoments;
 use crate::{ElementRule, Optimizer, Shard, State, States, Step};
 use serde::{Deserialize, Serialize};
 use tensor::{KernelError, Queue, Shape};
@@ -53,12 +54,9 @@ impl Optimizer for NAdam {
         let rule = Numbers {
             from_grad: (at.lr * (1.0 - now) / (1.0 - product)) as f32,
             from_momentum: (at.lr * next / (1.0 - product * next)) as f32,
-            rest1: (1.0 - beta1) as f32,
-            beta2: beta2 as f32,
-            rest2: (1.0 - beta2) as f32,
+            moments: AdamMoments::new([beta1, beta2], at.decay(self.decoupled_weight_decay)),
             correction: at.correction(beta2) as f32,
             eps: self.eps as f32,
-            decay: at.decay(self.decoupled_weight_decay),
         };
         shard.update(queue, at.grad_scale, rule)
     }
@@ -67,21 +65,16 @@ impl Optimizer for NAdam {
 struct Numbers {
     from_grad: f32,
     from_momentum: f32,
-    rest1: f32,
-    beta2: f32,
-    rest2: f32,
+    moments: AdamMoments,
     correction: f32,
     eps: f32,
-    decay: Decay,
 }
 
 impl ElementRule for Numbers {
     #[inline(always)]
     fn update(&self, param: f32, grad: f32, [m, v, _]: States) -> (f32, States) {
-        let g = grad + self.decay.l2 * param;
-        let m = m + (g - m) * self.rest1;
-        let v = v * self.beta2 + self.rest2 * g * g;
+        let (g, m, v) = self.moments.after(param, grad, m, v);
         let denom = (v / self.correction).sqrt() + self.eps;
-        (param * self.decay.keep - self.from_grad * g / denom - self.from_momentum * m / denom, [m, v, 0.0])
+        (param * self.moments.decay.keep - self.from_grad * g / denom - self.from_momentum * m / denom, [m, v, 0.0])
     }
 }

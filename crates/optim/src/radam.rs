@@ -1,7 +1,7 @@
 //! RAdam: Adam that is momentum alone until the variance of its second moment is known, as `torch.optim.RAdam`. Source:
 //! Liu et al. 2020, arXiv:1908.03265, Algorithm 2.
 
-use crate::rule::Decay;
+use crate::adamw::AdamMoments;
 use crate::{ElementRule, Optimizer, Shard, State, States, Step};
 use serde::{Deserialize, Serialize};
 use tensor::{KernelError, Queue, Shape};
@@ -42,11 +42,8 @@ impl Optimizer for RAdam {
         let rule = Numbers {
             plain: rectification.map_or(lr, |_| 0.0) as f32,
             adaptive: rectification.map_or(0.0, |factor| lr * factor) as f32,
-            rest1: (1.0 - beta1) as f32,
-            beta2: beta2 as f32,
-            rest2: (1.0 - beta2) as f32,
+            moments: AdamMoments::new([beta1, beta2], at.decay(self.decoupled_weight_decay)),
             eps: self.eps as f32,
-            decay: at.decay(self.decoupled_weight_decay),
         };
         shard.update(queue, at.grad_scale, rule)
     }
@@ -56,21 +53,16 @@ impl Optimizer for RAdam {
 struct Numbers {
     plain: f32,
     adaptive: f32,
-    rest1: f32,
-    beta2: f32,
-    rest2: f32,
+    moments: AdamMoments,
     eps: f32,
-    decay: Decay,
 }
 
 impl ElementRule for Numbers {
     #[inline(always)]
     fn update(&self, param: f32, grad: f32, [m, v, _]: States) -> (f32, States) {
-        let g = grad + self.decay.l2 * param;
-        let m = m + (g - m) * self.rest1;
-        let v = v * self.beta2 + self.rest2 * g * g;
+        let (_, m, v) = self.moments.after(param, grad, m, v);
         // With eps 0 and no gradient yet the quotient is not a number; its rate says whether it is wanted at all.
         let adaptive = if self.adaptive == 0.0 { 0.0 } else { self.adaptive / (v.sqrt() + self.eps) };
-        (param * self.decay.keep - m * (self.plain + adaptive), [m, v, 0.0])
+        (param * self.moments.decay.keep - m * (self.plain + adaptive), [m, v, 0.0])
     }
 }

@@ -63,7 +63,9 @@ impl ElementRule for Numbers {
         let g = grad + self.decay.l2 * param;
         let square = square * self.alpha + self.rest * g * g;
         let mean = if self.centered { mean + (g - mean) * self.rest } else { 0.0 };
-        let buffer = buffer * self.momentum + g / ((square - mean * mean).sqrt() + self.eps);
+        // Moments that are rounded apart may leave less than nothing.
+        let variance = (square - mean * mean).max(0.0);
+        let buffer = buffer * self.momentum + g / (variance.sqrt() + self.eps);
         let kept = if has_momentum { [square, buffer, mean] } else { [square, mean, 0.0] };
         (param - self.lr * buffer, kept)
     }

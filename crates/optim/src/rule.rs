@@ -135,6 +135,14 @@ impl Shard<'_> {
     }
 }
 
+/// Runs an element-wise rule of two arrays, f32 and of one shape: `x` becomes what the rule makes of it and `y`.
+///
+/// # Errors
+/// The device has no kernel for it, or failed.
+pub(crate) fn zip(queue: &Queue, x: &Tensor, y: &Tensor, rule: impl ElementRule) -> Result<(), KernelError> {
+    Shard { param: x, grad: y, states: &[], compute: None, first: 0, key: [0; 2] }.update(queue, 1.0, rule)
+}
+
 /// What one step has in common for all parameters of a group.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Step {
@@ -153,6 +161,7 @@ pub struct Step {
 impl Step {
     /// `1 - beta^step`
     pub(crate) fn correction(&self, beta: f64) -> f64 {
+        assert!(self.step >= 1, "Step::correction: steps count from 1");
         1.0 - beta.powf(self.step as f64)
     }
 

@@ -297,3 +297,32 @@ fn the_average_moves_towards_the_weights_by_what_the_decay_leaves() {
     optim::average(&queue, &average, &weights, 0.75).unwrap();
     assert_eq!(queue.read::<f32>(&average).unwrap(), [0.25, 1.0, -1.0]);
 }
+
+/// A weight after `steps` steps of one element along `gradient`.
+fn after(rule: &dyn Optimizer, gradient: f32, moments: Moments, steps: u64) -> f32 {
+    let (queue, shape) = (queue(1), Shape::from([1]));
+    let param = queue.upload(MemoryKind::Weights, shape, &[0.5f32]).unwrap();
+    let states: Vec<Tensor> = rule.states(shape).iter().map(|state| state.allocate(&queue, moments).unwrap()).collect();
+    let grad = &queue.upload(MemoryKind::Gradients, shape, &[gradient]).unwrap();
+    for step in 1..=steps {
+        let shard = Shard { param: &param, grad, states: &states, compute: None, first: 0, key: [7, step as u32] };
+        rule.step(&queue, &shard, &at(step, 1e-4)).unwrap();
+    }
+    queue.read::<f32>(&param).unwrap()[0]
+}
+
+#[test]
+fn a_gradient_that_is_no_number_shows_in_the_weight() {
+    let sgd = Sgd { momentum: 0.0, dampening: 0.0, nesterov: false };
+    let rules: [&dyn Optimizer; 3] = [&Lion { betas: [0.9, 0.99] }, &ADAMW, &sgd];
+    for rule in rules {
+        assert!(after(rule, f32::NAN, Moments::F32, 1).is_nan(), "{}", rule.name());
+    }
+    assert_eq!(after(&Lion { betas: [0.9, 0.99] }, 0.0, Moments::F32, 1), 0.5 * (1.0 - 1e-4 * 0.01) as f32);
+}
+
+#[test]
+fn a_variance_that_rounding_makes_negative_is_none() {
+    let centered = RmsProp { alpha: 0.9, eps: 1e-8, momentum: 0.0, centered: true };
+    assert!(after(&centered, 1.0, Moments::Bf16, 200).is_finite());
+}

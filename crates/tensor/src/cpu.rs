@@ -56,6 +56,7 @@ pub static CPU: Backend = Backend {
     column_sum,
     add,
     copy,
+    noise,
     fill,
 };
 
@@ -473,6 +474,11 @@ fn copy(queue: &Queue, a: CopyArgs<&Tensor>) -> Done {
             }
         }
     }));
+    Ok(())
+}
+
+fn noise(queue: &Queue, a: NoiseArgs<&Tensor>) -> Done {
+    kernels::noise::add(cpu(queue), &mut output("noise", a.x), a.std, a.key, a.first);
     Ok(())
 }
 

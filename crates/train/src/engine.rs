@@ -40,6 +40,8 @@ pub struct Engine {
     pub(crate) guard: Option<SpikeGuard>,
     /// Of a run whose rate depends on evaluations.
     pub(crate) plateau: Option<Plateau>,
+    /// The last step whose evaluation was made.
+    pub(crate) evaluated: Option<u64>,
     /// Micro-batches since the last update.
     pending: Pending,
 }
@@ -65,10 +67,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::new`], or the weights cannot be read.
     pub fn with_weights(model: Model, config: RunConfig, source: &WeightSource) -> Result<Self> {
-        let sequence_length = plan::sequence_length(&config, model.max_positions)?;
-        let plan = RunPlan::resolve(&config, sequence_length, 0)?;
-        let queue = cpu::queue(plan.threads, plan.threads <= crate::system::num_cores(), plan.isa);
-        Self::on_queue(model, config, source, plan, queue)
+        Self::on_cpu(model, config, source, None)
     }
 
     /// A model with weights from `source` and an update rule of the caller's own. The configuration's type is `custom`; its
@@ -82,24 +81,18 @@ impl Engine {
         source: &WeightSource,
         optimizer: Arc<dyn Optimizer>,
     ) -> Result<Self> {
+        Self::on_cpu(model, config, source, Some(optimizer))
+    }
+
+    fn on_cpu(model: Model, config: RunConfig, source: &WeightSource, own: Option<Arc<dyn Optimizer>>) -> Result<Self> {
         let sequence_length = plan::sequence_length(&config, model.max_positions)?;
         let plan = RunPlan::resolve(&config, sequence_length, 0)?;
         let queue = cpu::queue(plan.threads, plan.threads <= crate::system::num_cores(), plan.isa);
-        Self::with_all(model, config, source, plan, queue, Some(optimizer))
+        Self::on_queue(model, config, source, plan, queue, own)
     }
 
     /// The same on a device of the caller's choice.
     pub(crate) fn on_queue(
-        model: Model,
-        config: RunConfig,
-        source: &WeightSource,
-        plan: RunPlan,
-        queue: Queue,
-    ) -> Result<Self> {
-        Self::with_all(model, config, source, plan, queue, None)
-    }
-
-    fn with_all(
         model: Model,
         config: RunConfig,
         source: &WeightSource,
@@ -112,7 +105,8 @@ impl Engine {
         let (counters, pending) = Default::default();
         let scaler = config.fp16.enabled.then(|| LossScaler::new(config.fp16));
         let (guard, plateau) = (config.run.loss_spike.map(SpikeGuard::new), config.plateau());
-        Ok(Self { config, plan, queue, model, state, groups, counters, scaler, guard, plateau, pending })
+        let evaluated = None;
+        Ok(Self { config, plan, queue, model, state, groups, counters, scaler, guard, plateau, evaluated, pending })
     }
 
     /// The model.
@@ -176,7 +170,8 @@ impl Engine {
         self.step()
     }
 
-    /// Forward and backward of one micro-batch, its rows cut to the length of the curriculum if there is one; its gradients are added to those since the last [`Engine::step`].
+    /// Forward and backward of one micro-batch, its rows cut to the length of the curriculum if there is one; its gradients
+    /// are added to those since the last [`Engine::step`].
     ///
     /// # Errors
     /// A row is longer than the model's positions, or the device failed.
@@ -207,12 +202,15 @@ impl Engine {
     pub fn step(&mut self) -> Result<StepReport> {
         let Pending { accumulated, samples } = std::mem::take(&mut self.pending);
         let report = self.context().update(accumulated, &samples)?;
-        if let Some(scaler) = &mut self.scaler
+        // A step that ends the run has not been: nothing moves, so that the state before it can still be saved.
+        let mut scaler = self.scaler;
+        if let Some(scaler) = &mut scaler
             && scaler.update(report.skipped) == ScaleChange::AtMinimum
         {
             return Err(TrainError::LossScale { step: self.counters.step + 1, scale: scaler.scale() });
         }
         self.guard_loss(&report, samples.len() as u64)?;
+        self.scaler = scaler;
         self.counters.step += 1;
         self.counters.applied_steps += u64::from(!report.skipped && !report.spiked);
         self.counters.samples += samples.len() as u64;
@@ -228,10 +226,7 @@ impl Engine {
             guard.accept(report.loss);
             return Ok(());
         };
-        if !guard.spike() {
-            return Ok(());
-        }
-        let spikes = guard.state().spikes;
+        let Some(spikes) = guard.spike() else { return Ok(()) };
         let row = if spikes > 1 { format!(", {spikes} spikes in a row") } else { String::new() };
         let (step, first, factor) = (self.counters.step + 1, self.counters.samples, guard.factor());
         Err(TrainError::LossSpike { step, loss: report.loss, mean, factor, first, last: first + count - 1, row })
@@ -243,8 +238,9 @@ impl Engine {
         self.plateau.map_or(lr, |plateau| plateau.lr(lr))
     }
 
-    /// Tells a schedule that depends on evaluations of one; whether it has reduced the rate.
+    /// Tells a schedule that depends on evaluations of one, made after the last step; whether it has reduced the rate.
     pub fn evaluated(&mut self, loss: f64) -> bool {
+        self.evaluated = Some(self.counters.step);
         self.plateau.as_mut().is_some_and(|plateau| plateau.evaluated(loss))
     }
 
@@ -276,6 +272,7 @@ impl Engine {
             betas: self.plan.schedule.betas(self.counters.applied_steps),
             gradient_clipping: self.config.gradient_clipping,
             gradient_edit: self.config.run.gradient_edit(),
+            gradient_noise: self.config.run.gradient_noise,
             check_overflow: self.config.fp16.enabled || self.config.bf16.check_grad_overflow,
             loss_limit: self.guard.as_ref().and_then(SpikeGuard::limit),
         }
@@ -316,7 +313,7 @@ impl Engine {
         }
         self.state.refresh_compute(&self.queue)?;
         let head = &checkpoint.manifest().head;
-        self.counters = head.counters;
+        (self.counters, self.evaluated, self.pending) = (head.counters, head.evaluated, Pending::default());
         if let (Some(scaler), Some(state)) = (&mut self.scaler, head.loss_scale) {
             scaler.restore(state);
         }

@@ -49,8 +49,9 @@ pub enum TrainError {
     },
     /// A step whose samples are all masked: its mean loss is not defined.
     #[error(
-        "step {step}: of its {samples} samples none has a target that counts (every label is -100, or the rows have one \
-         token). The run has stopped. Give rows with labels, or a larger train_batch_size"
+        "step {step}: of its {samples} samples none has a target that counts (every label is -100, the rows have one token, \
+         or curriculum_learning cuts them before their first label). The run has stopped. Give rows with labels, a larger \
+         train_batch_size, or a larger curriculum_learning.min_difficulty"
     )]
     NoTarget {
         /// Optimizer step, from 1.
@@ -72,8 +73,7 @@ pub enum TrainError {
     /// The loss scale of an fp16 run cannot fall any further.
     #[error(
         "step {step}: a gradient overflows although the loss scale is {scale}, the lowest that fp16.min_loss_scale allows. \
-         The run has stopped; nothing was written after the last checkpoint. Lower the learning rate, clip gradients \
-         (gradient_clipping), or train in bf16"
+         The run has stopped before the update. Lower the learning rate, clip gradients (gradient_clipping), or train in bf16"
     )]
     LossScale {
         /// Optimizer step, from 1.
@@ -85,7 +85,7 @@ pub enum TrainError {
     #[error(
         "step {step}: the loss is {loss}, {:.1} times the mean {mean} of the steps before it (run.loss_spike.factor is \
          {factor}){row}. The batch is samples {first} to {last} of the run, counted from 0. The run has stopped before its \
-         update; nothing was written after the last checkpoint. Look at these samples, lower the learning rate, or raise \
+         update. Look at these samples, lower the learning rate, or raise \
          run.loss_spike.factor",
         .loss / .mean
     )]
@@ -121,6 +121,11 @@ pub enum TrainError {
 }
 
 impl TrainError {
+    /// Whether it ended a step before anything had changed, so that the state is worth saving.
+    pub(crate) fn leaves_weights_whole(&self) -> bool {
+        matches!(self, Self::NoTarget { .. } | Self::LossScale { .. } | Self::LossSpike { .. })
+    }
+
     pub(crate) fn io(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { path, action, source }

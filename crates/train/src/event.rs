@@ -17,7 +17,7 @@ pub enum Event<'a> {
         /// Bytes in all.
         total: u64,
     },
-    /// Everything is resolved; training begins at `plan.first_step`.
+    /// Everything is resolved; training begins.
     Started {
         /// Every number.
         plan: &'a RunPlan,
@@ -90,9 +90,9 @@ pub struct StepMetrics {
     /// What the loss was multiplied by; only there in fp16.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loss_scale: Option<f64>,
-    /// Only there when the update was not applied, and always in fp16.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub skipped: bool,
+    /// Whether the update was not applied; only there when it was not, and always in fp16.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<bool>,
 }
 
 /// Watches a run.

@@ -38,7 +38,10 @@ impl Export<'_> {
         if folder.exists() {
             std::fs::rename(folder, &old).map_err(TrainError::io(folder, "rename"))?;
         }
-        std::fs::rename(&partial, folder).map_err(TrainError::io(folder, "create"))?;
+        if let Err(error) = std::fs::rename(&partial, folder) {
+            let _ = std::fs::rename(&old, folder);
+            return Err(TrainError::io(folder, "create")(error));
+        }
         remove_folder(&old)
     }
 

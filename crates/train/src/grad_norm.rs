@@ -29,7 +29,8 @@ pub(crate) fn norm<'a>(queue: &Queue, tensors: impl Iterator<Item = &'a Tensor>)
 }
 
 /// What the gradient is multiplied by so that its norm is at most `max_norm`; 0 turns clipping off.
-/// As `torch.nn.utils.clip_grad_norm_`: `max_norm / (norm + 1e-6)`, at most 1.
+/// As `torch.nn.utils.clip_grad_norm_`: `max_norm / (norm + 1e-6)`, at most 1; a norm that is NaN stays one.
 pub(crate) fn clip_factor(norm: f64, max_norm: f64) -> f64 {
-    if max_norm == 0.0 { 1.0 } else { (max_norm / (norm + 1e-6)).min(1.0) }
+    let factor = max_norm / (norm + 1e-6);
+    if max_norm == 0.0 || factor > 1.0 { 1.0 } else { factor }
 }

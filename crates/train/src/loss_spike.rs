@@ -96,10 +96,14 @@ impl SpikeGuard {
         self.trim();
     }
 
-    /// A step whose loss was one; whether the run must stop.
-    pub(crate) fn spike(&mut self) -> bool {
-        self.state.spikes += 1;
-        self.config.action == SpikeAction::Stop || self.state.spikes >= self.config.window
+    /// A step whose loss was one; if the run must stop, how many it makes in a row, and the step does not count.
+    pub(crate) fn spike(&mut self) -> Option<u64> {
+        let spikes = self.state.spikes + 1;
+        if self.config.action == SpikeAction::Stop || spikes >= self.config.window {
+            return Some(spikes);
+        }
+        self.state.spikes = spikes;
+        None
     }
 
     fn trim(&mut self) {
@@ -133,15 +137,15 @@ mod tests {
     fn a_spike_leaves_the_mean_alone_and_as_many_in_a_row_as_the_window_has_losses_stop_the_run() {
         let mut guard = guard(SpikeAction::Skip);
         (0..3).for_each(|_| guard.accept(1.0));
-        assert_eq!([guard.spike(), guard.spike()], [false, false]);
+        assert_eq!([guard.spike(), guard.spike()], [None, None]);
         assert_eq!(guard.limit(), Some(2.0));
         guard.accept(1.0);
-        assert_eq!([guard.spike(), guard.spike(), guard.spike()], [false, false, true]);
+        assert_eq!([guard.spike(), guard.spike(), guard.spike()], [None, None, Some(3)]);
     }
 
     #[test]
     fn with_the_action_stop_the_first_spike_stops_the_run() {
-        assert!(guard(SpikeAction::Stop).spike());
+        assert_eq!(guard(SpikeAction::Stop).spike(), Some(1));
     }
 
     #[test]

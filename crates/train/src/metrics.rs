@@ -6,7 +6,7 @@
 //! - After a resume the file holds the lines up to the checkpoint and nothing else: what follows is written again.
 
 use crate::error::{Result, TrainError};
-use models::hf::atomic::{AtomicFile, sync_folder};
+use models::hf::atomic::{AtomicFile, sync_parent};
 use serde_json::Value;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
@@ -30,22 +30,24 @@ impl MetricsFile {
     }
 
     /// Goes on behind the lines up to optimizer step `step`; lines of later steps and a half-written last one are cut, by
-    /// a file that is written beside and renamed. Begins an empty file if there is none.
+    /// a file that is written beside and renamed, and so is the evaluation of `step` unless it `is_evaluated`, as it will be
+    /// made again. Begins an empty file if there is none.
     ///
     /// # Errors
     /// [`TrainError::Request`] if another line than the last is not JSON; the file system's.
-    pub fn resume(path: &Path, step: u64) -> Result<Self> {
+    pub fn resume(path: &Path, step: u64, is_evaluated: bool) -> Result<Self> {
         if !path.exists() {
             return Self::create(path);
         }
         let mut kept = AtomicFile::create(path)?;
         for_each_line(path, |line, value| {
-            let is_later = value["step"].as_u64().is_some_and(|of| of > step);
-            if is_later { Ok(()) } else { Ok(kept.write(line)?) }
+            let of = value["step"].as_u64();
+            let is_again = !is_evaluated && of == Some(step) && value.get("eval_loss").is_some();
+            if is_again || of.is_some_and(|of| of > step) { Ok(()) } else { Ok(kept.write(line)?) }
         })?;
         kept.finish()?;
         kept.commit()?;
-        sync_folder(path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
+        sync_parent(path)?;
         let file = OpenOptions::new().append(true).open(path).map_err(TrainError::io(path, "open the file"))?;
         Ok(Self { path: path.to_owned(), file })
     }

@@ -11,11 +11,15 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Debug)]
 pub(crate) struct Output {
     folder: PathBuf,
+    /// The newest checkpoint that was there when this run looked first.
+    newest: Option<PathBuf>,
 }
 
 impl Output {
     pub(crate) fn new(folder: &Path) -> Self {
-        Self { folder: folder.to_owned() }
+        let mut output = Self { folder: folder.to_owned(), newest: None };
+        output.newest = output.newest_listed();
+        output
     }
 
     pub(crate) fn folder(&self) -> &Path {
@@ -71,35 +75,45 @@ impl Output {
         Ok(())
     }
 
-    /// Makes the folder and shows that files can be written there. That it is not so is a wrong request: nothing has been
-    /// written yet.
-    pub(crate) fn create(&self) -> Result<()> {
+    /// Makes the folder and takes it for this process until the file is dropped: two runs in one folder would lose each
+    /// other's work. That no file can be written there is a wrong request: nothing has been written yet.
+    pub(crate) fn take(&self) -> Result<File> {
         let folder = self.folder.display();
         let refused = |what: &str, error: std::io::Error| {
             let rule = "it must be a folder where files can be written";
             TrainError::Request(format!("run.output is {folder}, and {what}: {error}; {rule}"))
         };
         std::fs::create_dir_all(&self.folder).map_err(|error| refused("it cannot be made", error))?;
+        let path = self.folder.join(".lock");
+        let lock = File::create(&path).map_err(|error| refused("no file can be written there", error))?;
+        match lock.try_lock() {
+            Err(TryLockError::WouldBlock) => {
+                return Err(TrainError::Request(format!(
+                    "run.output {folder} is in use by a run that is still going; wait for it, or choose another folder"
+                )));
+            }
+            // A file system without locks: nothing to hold, and no reason to refuse.
+            Err(TryLockError::Error(error)) if error.kind() != ErrorKind::Unsupported => {
+                return Err(TrainError::io(&path, "lock")(error));
+            }
+            _ => {}
+        }
+        if self.newest_listed() != self.newest {
+            return Err(TrainError::Request(format!(
+                "another run has written to run.output {folder} since this one began to read; go on from there by \
+                 --resume, or choose another folder"
+            )));
+        }
         let probe = self.folder.join(".bessemer-probe");
         std::fs::write(&probe, [])
             .and_then(|()| std::fs::remove_file(&probe))
-            .map_err(|error| refused("no file can be written there", error))
+            .map_err(|error| refused("no file can be written there", error))?;
+        Ok(lock)
     }
 
-    /// Takes the folder for this process until the file is dropped: two runs in one folder would lose each other's work.
-    pub(crate) fn lock(&self) -> Result<File> {
-        let path = self.folder.join(".lock");
-        let file = File::create(&path).map_err(TrainError::io(&path, "create"))?;
-        match file.try_lock() {
-            Ok(()) => Ok(file),
-            Err(TryLockError::WouldBlock) => Err(TrainError::Request(format!(
-                "run.output {} is in use by a run that is still going; wait for it, or choose another folder",
-                self.folder.display()
-            ))),
-            // A file system without locks: nothing to hold, and no reason to refuse.
-            Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => Ok(file),
-            Err(TryLockError::Error(error)) => Err(TrainError::io(&path, "lock")(error)),
-        }
+    /// The newest folder that may be a checkpoint; what is wrong with it is told by whoever opens it.
+    fn newest_listed(&self) -> Option<PathBuf> {
+        checkpoint::list(&self.checkpoints()).ok()?.into_iter().next()
     }
 
     /// Removes the model of an earlier, shorter run.

@@ -8,8 +8,8 @@
 //! 3. Per step: batch, update, a line of metrics; then, where due, evaluation, checkpoint, sample, in this order, so that a
 //!    checkpoint stands behind every figure before it and nothing done for show can lose it.
 //!    A checkpoint on the way is copied there and written while the next steps run (`saving`).
-//! 4. At the end, or after a signal, a last checkpoint; at the end also evaluation, `model/` and a sample. However a run
-//!    ends, it waits for the checkpoint being written.
+//! 4. At the end, after a signal, or where a step could not be made from weights that are whole, a last checkpoint; at the
+//!    end also evaluation, `model/` and a sample. However a run ends, it waits for the checkpoint being written.
 //!
 //! # Invariants
 //! - A batch is a function of the samples consumed, dropout of (seed, step): a resumed run goes on bit for bit.
@@ -17,7 +17,7 @@
 //! - Weights that are not finite are never saved.
 //! - The last checkpoint is on disk before `model/` is touched.
 
-use crate::checkpoint::{Checkpoint, Head, Loader, Rng};
+use crate::checkpoint::{Head, Loader, Rng};
 use crate::config::RunConfig;
 use crate::engine::Engine;
 use crate::error::{Result, TrainError};
@@ -29,6 +29,7 @@ use crate::model_source::ModelOrigin;
 use crate::output::Output;
 use crate::plan::report::PlanReport;
 use crate::plan::{self, RunPlan};
+use crate::resume::{fingerprint, load_newest, model_json};
 use crate::saving::Saver;
 use crate::system::{peak_resident_bytes, total_memory_bytes};
 use crate::training_data::TrainingData;
@@ -36,7 +37,7 @@ use data::{Dataset, Tokenizer};
 use generate::{Evaluation, Forward, GenerateOptions, Sampling, TOKENS_PER_PASS};
 use models::Resident;
 use ops::Single;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::ControlFlow;
@@ -210,93 +211,6 @@ pub(crate) fn resume(
     Loop::begin(engine, data, output, resumed_at)?.run(observer, stop)
 }
 
-/// Puts the newest checkpoint into an engine; returns its step, or `None` if there is none.
-fn load_newest(
-    engine: &mut Engine,
-    data: &TrainingData,
-    output: &Output,
-    observer: &mut dyn Observer,
-) -> Result<Option<u64>> {
-    let Some(checkpoint) = newest(output, observer)? else { return Ok(None) };
-    check_same_run(engine, data, &checkpoint, observer)?;
-    engine.load_checkpoint(&checkpoint)?;
-    Ok(Some(engine.counters.step))
-}
-
-fn newest(output: &Output, observer: &mut dyn Observer) -> Result<Option<Checkpoint>> {
-    let Some((checkpoint, notices)) = output.newest_checkpoint()? else {
-        observer.on(Event::Notice("there is no checkpoint to resume from; the run starts from the beginning"));
-        return Ok(None);
-    };
-    for notice in notices {
-        observer.on(Event::Notice(&notice));
-    }
-    Ok(Some(checkpoint))
-}
-
-/// Refuses to go on with another model, other data or another seed, and lists what else has changed.
-fn check_same_run(
-    engine: &Engine,
-    data: &TrainingData,
-    checkpoint: &Checkpoint,
-    observer: &mut dyn Observer,
-) -> Result<()> {
-    let head = &checkpoint.manifest().head;
-    let refuse = |what: &str, held: &dyn std::fmt::Display, own: &dyn std::fmt::Display| {
-        let folder = checkpoint.folder().display();
-        let rule = "model, data, seed and optimizer type may not change between runs; start a new run.output for them";
-        Err(TrainError::Request(format!("{folder}: the checkpoint has {what} {held}, this run {own}; {rule}")))
-    };
-    let model = model_json(engine);
-    if head.model != model {
-        return refuse("the model", &head.model, &model);
-    }
-    let own = fingerprint(data, &engine.config);
-    if head.loader.fingerprint != own {
-        return refuse("data", &head.loader.fingerprint, &own);
-    }
-    if head.rng.seed != engine.config.run.seed {
-        return refuse("run.seed", &head.rng.seed, &engine.config.run.seed);
-    }
-    let mut changes = Vec::new();
-    list_changes("", &head.config, &engine.plan.resolved(&engine.config), &mut changes);
-    if !changes.is_empty() {
-        observer.on(Event::Notice(&format!("changed since the checkpoint: {}", changes.join("; "))));
-    }
-    Ok(())
-}
-
-fn list_changes(path: &str, held: &Value, own: &Value, changes: &mut Vec<String>) {
-    match (held, own) {
-        (Value::Object(held), Value::Object(own)) => {
-            for (key, value) in own {
-                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-                list_changes(&path, held.get(key).unwrap_or(&Value::Null), value, changes);
-            }
-        }
-        _ if held != own => changes.push(format!("{path}: {held} -> {own}")),
-        _ => {}
-    }
-}
-
-fn model_json(engine: &Engine) -> Value {
-    engine.model.config.as_ref().map_or(Value::Null, |config| config.to_hf_json(models::hf::Dtype::F32))
-}
-
-/// What tells one order of training samples from another, in words a refusal can show.
-fn fingerprint(data: &TrainingData, config: &RunConfig) -> String {
-    let dataset = data.loader.dataset();
-    let shuffled = config.data.as_ref().is_some_and(|data| data.shuffle);
-    let order = if shuffled { "shuffled" } else { "in file order" };
-    format!(
-        "{} tokens in {} samples of {}, {order}, digest {}",
-        dataset.num_tokens(),
-        dataset.num_samples(),
-        data.sequence_length,
-        dataset.fingerprint()
-    )
-}
-
 /// The mean loss over a whole dataset, with its progress told.
 pub(crate) fn evaluate(engine: &Engine, dataset: &Dataset, observer: &mut dyn Observer) -> Result<Evaluation> {
     let total = dataset.num_samples();
@@ -322,11 +236,6 @@ fn forward(engine: &Engine) -> Forward<'_> {
     }
 }
 
-/// Whether a line of metrics is the evaluation after `step`.
-fn is_evaluation(line: &Value, step: u64) -> bool {
-    line["step"] == step && line.get("eval_loss").is_some()
-}
-
 /// The steps of a run.
 struct Loop<'a> {
     engine: &'a mut Engine,
@@ -336,18 +245,15 @@ struct Loop<'a> {
     saver: Saver,
     /// Held to the end, that of the saver too: no second run may write here.
     _lock: File,
-    /// The last step whose evaluation was made.
-    evaluated: Option<u64>,
 }
 
 impl<'a> Loop<'a> {
     /// Makes the output folder, `run.json` and the metrics file. `resumed_at`: the step of the checkpoint that was loaded.
     fn begin(engine: &'a mut Engine, data: &'a TrainingData, output: Output, resumed_at: Option<u64>) -> Result<Self> {
-        output.create()?;
-        let lock = output.lock()?;
+        let lock = output.take()?;
         let path = output.metrics();
         let metrics = match resumed_at {
-            Some(step) => MetricsFile::resume(&path, step)?,
+            Some(step) => MetricsFile::resume(&path, step, engine.evaluated == Some(step))?,
             None => MetricsFile::create(&path)?,
         };
         if resumed_at.is_some_and(|step| step < engine.plan.steps) {
@@ -359,12 +265,8 @@ impl<'a> Loop<'a> {
         if let Some(tokenizer) = &data.tokenizer {
             tokenizer.save(output.folder())?;
         }
-        let evaluated = match resumed_at {
-            Some(step) => MetricsFile::read_all(&path)?.iter().any(|line| is_evaluation(line, step)).then_some(step),
-            None => None,
-        };
         let saver = Saver::new(output.checkpoints(), engine, resumed_at)?;
-        Ok(Self { engine, data, output, metrics, saver, _lock: lock, evaluated })
+        Ok(Self { engine, data, output, metrics, saver, _lock: lock })
     }
 
     fn run(mut self, observer: &mut dyn Observer, stop: &Stop) -> Result<Outcome> {
@@ -392,7 +294,13 @@ impl<'a> Loop<'a> {
                 self.save(true, observer)?;
                 return Ok(Outcome::Interrupted { signal });
             }
-            self.step(observer)?;
+            if let Err(error) = self.step(observer) {
+                if error.leaves_weights_whole() && self.engine.counters.step > 0 {
+                    let saved = self.save(true, observer);
+                    saved.unwrap_or_else(|unsaved| observer.on(Event::Notice(&unsaved.to_string())));
+                }
+                return Err(error);
+            }
             self.saver.report(observer)?;
             let due = |every: u64| every > 0 && self.engine.counters.step.is_multiple_of(every);
             let (eval_due, sample_due, save_due) =
@@ -401,7 +309,7 @@ impl<'a> Loop<'a> {
             if stop.signal().is_some() && !last {
                 continue;
             }
-            if eval_due || last {
+            if eval_due {
                 self.evaluate(observer)?;
             }
             if save_due && !last {
@@ -411,6 +319,7 @@ impl<'a> Loop<'a> {
                 self.sample(observer)?;
             }
         }
+        self.evaluate(observer)?;
         self.save(true, observer)?;
         let path = self.output.model();
         self.engine.save_pretrained(&path, self.data.tokenizer.as_ref())?;
@@ -438,13 +347,9 @@ impl<'a> Loop<'a> {
             peak_memory_bytes: peak_resident_bytes(),
             curriculum_seqlen,
             loss_scale: report.loss_scale,
-            skipped: report.skipped || report.spiked,
+            skipped: Some(report.skipped || report.spiked).filter(|skipped| *skipped || report.loss_scale.is_some()),
         };
-        let mut line = json!(metrics);
-        if report.loss_scale.is_some() {
-            line["skipped"] = report.skipped.into();
-        }
-        self.metrics.append(&line)?;
+        self.metrics.append(&json!(metrics))?;
         if report.skipped {
             observer.on(Event::Notice(&skip_notice(metrics.step, report.loss_scale, engine.loss_scale())));
         }
@@ -458,7 +363,7 @@ impl<'a> Loop<'a> {
 
     fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<()> {
         let step = self.engine.counters.step;
-        let Some(dataset) = self.data.validation.as_ref().filter(|_| self.evaluated != Some(step)) else {
+        let Some(dataset) = self.data.validation.as_ref().filter(|_| self.engine.evaluated != Some(step)) else {
             return Ok(());
         };
         let Evaluation { loss, perplexity, tokens, .. } = evaluate(self.engine, dataset, observer)?;
@@ -468,7 +373,6 @@ impl<'a> Loop<'a> {
         self.metrics
             .append(&json!({"step": step, "eval_loss": loss, "eval_perplexity": perplexity, "eval_tokens": tokens}))?;
         observer.on(Event::Evaluated { step, loss, perplexity });
-        self.evaluated = Some(step);
         if self.engine.evaluated(loss) {
             let notice =
                 format!("step {step}: the validation loss has stopped falling; the rate is now {}", self.engine.lr());
@@ -496,7 +400,7 @@ impl<'a> Loop<'a> {
         let made =
             generate::generate(forward(engine), Some(tokenizer), &tokens, options, |_| ControlFlow::Continue(()))?;
         let made = made.text.unwrap_or_default();
-        let last = step == engine.plan.steps;
+        let last = step >= engine.plan.steps;
         observer.on(Event::Sample { step, text: &format!("{prompt}{made}"), last });
         Ok(())
     }
@@ -515,6 +419,7 @@ impl<'a> Loop<'a> {
             loss_scale: engine.scaler.map(|scaler| scaler.state()),
             loss_spike: engine.guard.as_ref().map(|guard| guard.state().clone()),
             plateau: engine.plateau.map(|plateau| plateau.state),
+            evaluated: engine.evaluated,
         };
         self.saver.save(engine, head, &self.metrics, is_last, observer)
     }

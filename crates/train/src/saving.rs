@@ -13,6 +13,7 @@ use crate::error::{Result, TrainError};
 use crate::event::{Event, Observer};
 use crate::metrics::MetricsFile;
 use crate::state::StateTensor;
+use crate::system::{peak_resident_bytes, total_memory_bytes};
 use std::path::{Path, PathBuf};
 
 /// Saves the states of one run.
@@ -21,8 +22,8 @@ pub(crate) struct Saver {
     keep: usize,
     /// Write while training goes on.
     is_async: bool,
-    /// The step of the newest checkpoint, the one being written too.
-    saved: Option<u64>,
+    /// The newest checkpoint, the one being written too: its step, and the last evaluation it knows of.
+    saved: Option<(u64, Option<u64>)>,
     background: Background,
 }
 
@@ -33,11 +34,17 @@ impl Saver {
     /// # Errors
     /// There is no memory.
     pub(crate) fn new(folder: PathBuf, engine: &Engine, saved: Option<u64>) -> Result<Self> {
-        let (run, is_async) = (&engine.config.run, engine.config.checkpoint_async());
+        let (run, elements) = (&engine.config.run, engine.state.checkpoint_elements(&engine.model));
+        let fits = || {
+            let needed = peak_resident_bytes() + (elements * size_of::<f32>()) as u64;
+            total_memory_bytes().is_none_or(|available| needed <= available)
+        };
+        let is_async = engine.config.checkpoint_async() && (engine.config.asked_async().is_some() || fits());
         let mut background = Background::default();
         if is_async && engine.counters.step + run.checkpoint_every < engine.plan.steps {
-            background.reserve(&folder, engine.state.checkpoint_elements(&engine.model))?;
+            background.reserve(&folder, elements)?;
         }
+        let saved = saved.map(|step| (step, engine.evaluated));
         Ok(Self { folder, keep: run.keep_checkpoints, is_async, saved, background })
     }
 
@@ -55,8 +62,8 @@ impl Saver {
         observer: &mut dyn Observer,
     ) -> Result<()> {
         self.finish(observer)?;
-        let step = head.counters.step;
-        if self.saved == Some(step) {
+        let (step, state) = (head.counters.step, (head.counters.step, head.evaluated));
+        if self.saved == Some(state) {
             return Ok(());
         }
         if let Some(name) = engine.state.first_non_finite(&engine.queue, &engine.model)? {
@@ -79,7 +86,7 @@ impl Saver {
             checkpoint::prune(&self.folder, self.keep)?;
             saved(&path, observer);
         }
-        self.saved = Some(step);
+        self.saved = Some(state);
         Ok(())
     }
 

@@ -14,13 +14,22 @@ use models::weights::{self, WeightSource};
 use models::{Model, ParamSpec};
 use ops::{ParamId, ParamStore, Part};
 use optim::{AVERAGE, GradientEdit, Shard, State, Step};
-use tensor::{CopyArgs, DType, MemoryKind, Queue, Tensor, rng};
+use tensor::{CopyArgs, DType, MemoryKind, NoiseArgs, Queue, Tensor, rng};
 
 /// What checkpoints call a weight itself.
 pub(crate) const WEIGHT: &str = "weight";
 
 /// Told apart from the sites of dropout, which draw from the same seed.
 const ROUNDING_SITES: u64 = 1 << 32;
+
+/// Told apart from those of rounding.
+const NOISE_SITES: u64 = 1 << 33;
+
+/// The standard deviation of the noise on the clipped mean gradient at the update with this index, from 0:
+/// `sqrt(eta / (1 + t)^0.55)`. Source: Neelakantan et al. 2015, arXiv:1511.06807, eq. 1.
+pub(crate) fn noise_std(eta: f64, update: u64) -> f64 {
+    (eta / (1.0 + update as f64).powf(0.55)).sqrt()
+}
 
 /// A weight on this rank.
 struct Weight {
@@ -130,6 +139,15 @@ impl TrainState {
             let decays = groups.of(*id).is_some_and(|group| group.decays);
             let edit = if decays { edit } else { GradientEdit { l1: 0.0, l2: 0.0, ..edit } };
             edit.apply(queue, grad, &weight.master)?;
+        }
+        Ok(())
+    }
+
+    /// Normal noise on every gradient, a function of seed, step, parameter and element.
+    pub fn add_noise(&self, queue: &Queue, std: f64, seed: u64, step: u64) -> Result<()> {
+        for (id, x) in &self.store.gradients(queue)? {
+            let key = rng::site_key(seed, step, NOISE_SITES + u64::from(id.0));
+            (queue.backend().noise)(queue, NoiseArgs { x, std: std as f32, key, first: 0 })?;
         }
         Ok(())
     }

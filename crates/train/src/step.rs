@@ -10,7 +10,7 @@ use crate::error::{Result, TrainError};
 use crate::grad_norm::{clip_factor, grad_norm};
 use crate::layer_drop::Kept;
 use crate::plan::groups::ParamGroups;
-use crate::state::TrainState;
+use crate::state::{TrainState, noise_std};
 use generate::to_batch;
 use models::{Model, Pass, Residency, Resident};
 use ops::{Batch, Cost, Env, HeadRequest, Single};
@@ -51,6 +51,8 @@ pub struct StepContext<'a> {
     pub gradient_clipping: f64,
     /// Penalties and clipping by value, of the mean gradient.
     pub gradient_edit: Option<GradientEdit>,
+    /// Eta of the normal noise on the clipped mean gradient; 0: none.
+    pub gradient_noise: f64,
     /// Skip the update when a gradient is not finite.
     pub check_overflow: bool,
     /// A loss above it is a spike, whose update is not applied.
@@ -139,6 +141,10 @@ impl StepContext<'_> {
         if !skipped && !spiked {
             let grad_scale = (to_mean * clip_factor(norm, self.gradient_clipping)) as f32;
             let (step, lr, betas) = (self.applied_step, self.lr, self.betas);
+            if self.gradient_noise > 0.0 {
+                let std = noise_std(self.gradient_noise, step - 1) / f64::from(grad_scale);
+                self.state.add_noise(self.queue, std, self.seed, step)?;
+            }
             let at = Step { step, lr, weight_decay: 0.0, grad_scale, betas };
             self.state.update(self.queue, self.groups, self.seed, &at)?;
         }
@@ -146,11 +152,7 @@ impl StepContext<'_> {
         Ok(StepReport { loss, grad_norm: norm, num_targets, skipped, loss_scale, spiked, cost })
     }
 
-    fn pass(&self) -> Pass<'_> {
-        Pass { model: self.model, residency: &Resident }
-    }
-
-    fn env<'a>(&'a self, batch: &'a Batch, seed: Option<f32>) -> Env<'a> {
+    pub(crate) fn env<'a>(&'a self, batch: &'a Batch, seed: Option<f32>) -> Env<'a> {
         Env {
             queue: self.queue,
             params: &self.state.store,
@@ -161,16 +163,5 @@ impl StepContext<'_> {
             dropout: Some((self.seed, self.step)),
             cache: None,
         }
-    }
-
-    /// The first block that makes a value that is not finite, sample by sample.
-    fn first_non_finite(&self, samples: &[data::Sample]) -> Result<String> {
-        for (index, sample) in samples.iter().enumerate().filter(|(_, sample)| !sample.input_ids.is_empty()) {
-            let batch = to_batch(self.queue, std::slice::from_ref(sample), index as u32)?;
-            if let Some(block) = self.pass().first_non_finite(&self.env(&batch, None))? {
-                return Ok(block);
-            }
-        }
-        Ok("none when each sample runs alone: the sum over the batch overflowed".to_owned())
     }
 }

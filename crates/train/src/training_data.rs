@@ -37,15 +37,7 @@ impl TrainingData {
         let cache = section.cache.clone().map_or_else(data::default_cache, Ok)?;
         let tokenizer = data::choose_tokenizer(section, models_own, &cache).map_err(|error| at_fault(config, error))?;
         let observer = RefCell::new(observer);
-        let on_event = |event: data::Event<'_>| match event {
-            data::Event::Tokenizing { source, done, total } => {
-                observer.borrow_mut().on(Event::Tokenizing { source, done, total });
-            }
-            data::Event::CacheDamaged { source, reason } => {
-                let notice = format!("the token cache of {source} is damaged ({reason}) and is made again");
-                observer.borrow_mut().on(Event::Notice(&notice));
-            }
-        };
+        let on_event = |event: data::Event<'_>| tell(event, *observer.borrow_mut());
         let options = OpenOptions {
             sequence_length,
             packing: section.packing,
@@ -88,4 +80,14 @@ fn check_targets(config: &RunConfig, key: &str, dataset: &Dataset) -> Result<()>
     }
     let problem = "no target counts: every label is -100 or every row has one token; some labels must be token ids";
     Err(config.error_at(key, problem).into())
+}
+
+/// Tells an observer what the data crate does.
+pub fn tell(event: data::Event<'_>, observer: &mut dyn Observer) {
+    match event {
+        data::Event::Tokenizing { source, done, total } => observer.on(Event::Tokenizing { source, done, total }),
+        data::Event::CacheDamaged { source, reason } => {
+            observer.on(Event::Notice(&format!("the token cache of {source} is damaged ({reason}) and is made again")));
+        }
+    }
 }

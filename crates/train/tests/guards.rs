@@ -103,11 +103,35 @@ fn clipping_by_value_bounds_the_norm_whatever_the_micro_batch_and_the_loss_scale
 }
 
 #[test]
+fn noise_changes_what_follows_the_first_update_and_is_the_same_after_a_stop_and_on_any_number_of_threads() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = |name: &str, eta: f64, threads: u64| {
+        let optimizer = json!({ "type": "SGD", "params": { "lr": 0.1 } });
+        let keys = [
+            ("optimizer", optimizer),
+            ("run.gradient_noise", json!(eta)),
+            ("run.threads", json!(threads)),
+            ("run.steps", json!(6)),
+        ];
+        with(&folder.path().join(name), &keys)
+    };
+    let none = run(&config("none", 0.0, 1), false, None).losses();
+    let whole = run(&config("whole", 1e-3, 1), false, None).losses();
+    assert_eq!(none[0], whole[0]);
+    assert_ne!(none[1], whole[1]);
+    let cut = config("cut", 1e-3, 3);
+    let mut losses = run(&cut, false, Some(3)).losses();
+    losses.extend(run(&cut, true, None).losses());
+    assert_eq!(losses, whole);
+}
+
+#[test]
 fn a_batch_whose_loss_leaps_is_named_and_skipped_also_after_a_stop_in_between() {
     let folder = tempfile::tempdir().expect("a folder");
     let config = with_a_strange_batch(folder.path(), json!({ "factor": 1.2, "window": 5 }));
     let whole = run(&config, false, None);
-    let skipped: Vec<u64> = whole.steps.iter().filter(|step| step.skipped).map(|step| step.step).collect();
+    let skipped: Vec<u64> =
+        whole.steps.iter().filter(|step| step.skipped == Some(true)).map(|step| step.step).collect();
     assert_eq!(skipped, [11]);
     let notice = whole.notices.iter().find(|notice| notice.starts_with("step 11:")).expect("a notice");
     assert!(notice.contains("the update was skipped (samples 80 to 87 of the run, counted from 0)"), "{notice}");
@@ -126,6 +150,32 @@ fn a_guard_that_stops_ends_the_run_before_the_update_and_names_the_batch() {
     assert!(matches!(error, TrainError::LossSpike { step: 11, first: 80, last: 87, .. }), "{error}");
     let text = error.to_string();
     assert!(text.contains("(run.loss_spike.factor is 1.2). The batch is samples 80 to 87 of the run"), "{text}");
+    // Ten steps are not lost: with a guard that lets the batch pass the run goes on behind them.
+    assert!(folder.path().join("run/checkpoints/step-00000010").is_dir());
+    let mut patient = config.clone();
+    set(&mut patient, "run.loss_spike.factor", json!(1000.0));
+    assert_eq!(run(&patient, true, None).steps[0].step, 11);
+}
+
+#[test]
+fn an_evaluation_made_on_resuming_is_remembered_though_no_step_follows_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let params = json!({ "factor": 0.5, "patience": 0, "threshold": 10.0, "threshold_mode": "abs" });
+    let keys = [
+        ("scheduler", json!({ "type": "reduce_lr_on_plateau", "params": params })),
+        ("data.validation", json!({ "split": 0.01 })),
+        ("run.eval_every", json!(3)),
+    ];
+    let whole = run(&with(&folder.path().join("whole"), &keys), false, None).losses();
+    let cut = with(&folder.path().join("cut"), &keys);
+    // The first stop leaves the evaluation due at step 6 to the second run, which is stopped behind it.
+    let mut losses = run(&cut, false, Some(6)).losses();
+    assert!(run(&cut, true, Some(6)).steps.is_empty());
+    losses.extend(run(&cut, true, None).losses());
+    assert_eq!(losses, whole);
+    let metrics = std::fs::read_to_string(folder.path().join("cut/metrics.jsonl")).expect("metrics");
+    let evaluations = metrics.lines().filter(|line| line.contains("eval_loss")).count();
+    assert_eq!(evaluations, 4, "one each at steps 3, 6, 9 and 12");
 }
 
 #[test]

@@ -48,7 +48,7 @@ fn every_line_comes_back() {
 fn a_resume_cuts_the_lines_after_its_step_and_goes_on_behind_the_rest() {
     let (dir, path) = four_steps();
     let before = fs::read_to_string(&path).unwrap();
-    let mut file = MetricsFile::resume(&path, 2).unwrap();
+    let mut file = MetricsFile::resume(&path, 2, true).unwrap();
     let kept: String = before.split_inclusive('\n').take(3).collect();
     assert_eq!(fs::read_to_string(&path).unwrap(), kept);
     for line in &lines()[3..] {
@@ -66,7 +66,7 @@ fn a_half_written_last_line_is_dropped_wherever_it_was_cut() {
         let mut file = fs::OpenOptions::new().append(true).open(&path).unwrap();
         file.write_all(&torn.as_bytes()[..len]).unwrap();
         assert_eq!(MetricsFile::read_all(&path).unwrap(), lines());
-        let mut file = MetricsFile::resume(&path, 4).unwrap();
+        let mut file = MetricsFile::resume(&path, 4, true).unwrap();
         file.append(&json!({"step": 5})).unwrap();
         let mut want = lines();
         want.push(json!({"step": 5}));
@@ -79,7 +79,7 @@ fn another_line_that_is_not_json_is_named_and_the_file_stays() {
     let (dir, path) = four_steps();
     let text = fs::read_to_string(&path).unwrap().replacen("\"loss\":4.25", "\"loss\":", 1);
     fs::write(&path, &text).unwrap();
-    let error = MetricsFile::resume(&path, 4).unwrap_err().to_string();
+    let error = MetricsFile::resume(&path, 4, true).unwrap_err().to_string();
     let start = format!("{}: line 1 is not JSON (", path.display());
     assert!(error.starts_with(&start) && error.ends_with("; remove the line"), "{error}");
     assert_eq!(fs::read_to_string(&path).unwrap(), text);
@@ -90,7 +90,7 @@ fn another_line_that_is_not_json_is_named_and_the_file_stays() {
 fn a_resume_without_a_file_begins_one() {
     let dir = tempdir().unwrap();
     let path = dir.path().join("metrics.jsonl");
-    MetricsFile::resume(&path, 7).unwrap().append(&json!({"step": 8})).unwrap();
+    MetricsFile::resume(&path, 7, true).unwrap().append(&json!({"step": 8})).unwrap();
     assert_eq!(MetricsFile::read_all(&path).unwrap(), [json!({"step": 8})]);
 }
 

@@ -165,10 +165,15 @@ fn features_that_are_switched_off_may_keep_their_settings() {
         "fp16": { "enabled": false, "initial_scale_power": 12, "hysteresis": 4 },
         "tensorboard": { "enabled": false, "output_path": "logs" },
         "elasticity": { "enabled": false, "micro_batch_sizes": [1, 8] },
-        "data_efficiency": { "enabled": false, "data_sampling": { "num_workers": 4 } },
+        "data_efficiency": {
+            "enabled": false,
+            "data_sampling": { "num_workers": 4, "dynamic_batching": { "enabled": true } },
+            "data_routing": { "random_ltd": { "enabled": false, "layer_token_lr_schedule": { "enabled": true } } },
+        },
         "compression_training": { "row_pruning": { "shared_parameters": { "enabled": false },
             "different_groups": { "a": { "params": { "dense_ratio": 0.5 }, "modules": ["x"] } } } },
         "amp": { "enabled": false, "opt_level": "O1" },
+        "bf16": { "enabled": false, "bf16_optimizer_states": true },
     }));
     assert!(config.notices().is_empty(), "{:?}", config.notices());
 }

@@ -207,6 +207,22 @@ fn values_that_contradict_each_other_are_both_named() {
             "optimizer.params.nesterov is true, but optimizer.params.dampening is 0.5; it must be 0",
         ),
         (
+            "/optimizer",
+            json!({ "type": "SGD", "params": { "momentum": 0.9 },
+                    "groups": [{ "match": ["*bias"], "momentum": 0, "nesterov": true }] }),
+            "optimizer.groups[0].nesterov is true, but optimizer.groups[0].momentum is 0; it must be above 0",
+        ),
+        (
+            "/optimizer/groups",
+            json!([{ "match": ["*"], "fp32_optimizer_states": false }]),
+            "optimizer.groups[0].fp32_optimizer_states is given; it holds for all weights: set it in optimizer.params",
+        ),
+        (
+            "/fp16",
+            json!({ "enabled": true, "min_loss_scale": 1e300 }),
+            "fp16.min_loss_scale is 1e300; it must be at most 2^126",
+        ),
+        (
             "/optimizer/groups",
             json!([{ "lr": 1 }]),
             "optimizer.groups[0].match is missing; it must be a list of globs of weight names, such as [\"*bias\"]",
@@ -217,6 +233,17 @@ fn values_that_contradict_each_other_are_both_named() {
     }
     let both = RunConfig::parse("{\"bfloat16\": {}, \"bf16\": {}}", "run.json").unwrap_err();
     assert_eq!(both.to_string(), "run.json: bfloat16 is the older name of bf16, and both are given; keep bf16");
+}
+
+#[test]
+fn a_path_of_the_command_line_is_no_deeper_than_a_file() {
+    let set = format!("amp.{}=1", vec!["a"; 60_000].join("."));
+    let overrides = Overrides { set: &[set], ..Overrides::default() };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("r.json");
+    std::fs::write(&path, "{}").unwrap();
+    let error = RunConfig::load(&path, &overrides).unwrap_err().to_string();
+    assert_eq!(error, "--set: a path of more than 64 names; no key lies so deep");
 }
 
 #[test]

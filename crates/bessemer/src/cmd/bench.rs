@@ -7,7 +7,6 @@ use crate::failure::Failure;
 use crate::ui::Ui;
 use serde_json::{Value, json};
 use std::io::{Write, stdout};
-use tensor::profile::Times;
 use train::bench::{BenchOptions, Profile, bench, bench_generation};
 
 /// Train on random tokens without dropout, or generate, and measure
@@ -78,15 +77,7 @@ fn train(args: &Args, options: &BenchOptions<'_>, global: Global) -> Result<(), 
     });
     let measured = measured.map_err(Failure::before)?;
     if args.json {
-        return print_json(&json!({
-            "tokens_per_second": measured.tokens_per_second,
-            "step_seconds": measured.step_seconds,
-            "flops_per_second": measured.flops_per_second,
-            "share_of_peak": measured.share_of_peak,
-            "peak_memory_bytes": measured.peak_memory_bytes,
-            "precision": measured.precision,
-            "kernels": kernels_json(&measured.profile),
-        }));
+        return print_json(&json!(measured));
     }
     if args.profile {
         print_kernels(&measured.profile, "step", Some(measured.peak_flops_per_second))?;
@@ -102,15 +93,7 @@ fn train(args: &Args, options: &BenchOptions<'_>, global: Global) -> Result<(), 
 fn generate(args: &Args, options: &BenchOptions<'_>) -> Result<(), Failure> {
     let measured = bench_generation(options).map_err(Failure::before)?;
     if args.json {
-        return print_json(&json!({
-            "tokens_per_second": measured.tokens_per_second,
-            "weight_bytes": measured.weight_bytes,
-            "memory_bytes_per_second": measured.memory_bytes_per_second,
-            "share_of_peak": measured.share_of_peak,
-            "peak_memory_bytes": measured.peak_memory_bytes,
-            "precision": measured.precision,
-            "kernels": kernels_json(&measured.profile),
-        }));
+        return print_json(&json!(measured));
     }
     if args.profile {
         print_kernels(&measured.profile, "token", None)?;
@@ -133,11 +116,6 @@ fn shown_bytes(bytes: u64) -> String {
 
 fn shown_seconds(seconds: f64) -> String {
     if seconds < 1.0 { format!("{:.3} ms", 1e3 * seconds) } else { format!("{seconds:.3} s") }
-}
-
-fn kernels_json(profile: &Profile) -> Vec<Value> {
-    let kernel = |(name, times): &(String, Times)| json!({"kernel": name, "calls": times.calls, "seconds": times.seconds, "flops": times.flops});
-    profile.kernels.iter().map(kernel).collect()
 }
 
 /// One line a kernel: time of a step, share of the step, and where FLOPs are counted the rate and its share of the peak.

@@ -11,6 +11,7 @@ use serde_json::json;
 use std::cell::RefCell;
 use std::io::{Write, stdout};
 use train::Observer;
+use train::training_data::tell;
 
 /// Mean loss, perplexity and bits per byte over a whole set
 #[derive(clap::Args)]
@@ -43,14 +44,7 @@ fn open(args: &Args, model: &LoadedModel, ui: &RefCell<Ui>) -> Result<data::Data
             "--sequence-length is {sequence_length}; it must be at most {longest}, the positions of the model"
         )));
     }
-    let on_event = |event: data::Event<'_>| match event {
-        data::Event::Tokenizing { source, done, total } => {
-            ui.borrow_mut().on(train::Event::Tokenizing { source, done, total });
-        }
-        data::Event::CacheDamaged { source, reason } => {
-            ui.borrow().note(&format!("the token cache of {source} is damaged ({reason}) and is made again"));
-        }
-    };
+    let on_event = |event: data::Event<'_>| tell(event, &mut *ui.borrow_mut());
     let options = OpenOptions {
         sequence_length,
         packing: if rows_of_tokens { Packing::None } else { Packing::Concat },

@@ -42,7 +42,7 @@ fn walk(folder: &Path, components: &[&str], found: &mut Vec<PathBuf>) -> Result<
             if path.is_dir() && !path.is_symlink() {
                 walk(&path, components, found)?;
             }
-        } else if (!name.starts_with('.') || first.starts_with('.')) && matches(first.as_bytes(), name.as_bytes()) {
+        } else if (!name.starts_with('.') || first.starts_with('.')) && glob_matches(first, name) {
             step(path, rest, found)?;
         }
     }
@@ -58,22 +58,40 @@ fn step(path: PathBuf, rest: &[&str], found: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// Whether `name` matches `pattern`, one component each.
-fn matches(pattern: &[u8], name: &[u8]) -> bool {
-    match (pattern.first(), name.first()) {
-        (None, None) => true,
-        (Some(b'*'), _) => matches(&pattern[1..], name) || (!name.is_empty() && matches(pattern, &name[1..])),
-        (Some(b'?'), Some(&byte)) => {
-            // One character, however many bytes it has.
-            let width = if byte < 0x80 { 1 } else { byte.leading_ones().max(1) as usize };
-            matches(&pattern[1..], &name[width.min(name.len())..])
+/// Whether a name matches a pattern: `*` is any run of characters, `?` one, `[a-z]` one of some, `[!a-z]` one of the others.
+pub fn glob_matches(pattern: &str, name: &str) -> bool {
+    let (mut pattern, mut name) = (pattern.as_bytes(), name.as_bytes());
+    // Behind the last `*`, and what that may begin at next. An earlier one need not be tried again: whatever it could take
+    // more, the last one can.
+    let mut retry: Option<(&[u8], &[u8])> = None;
+    loop {
+        if let Some((b'*', rest)) = pattern.split_first() {
+            (pattern, retry) = (rest, Some((rest, name)));
+        } else if pattern.is_empty() && name.is_empty() {
+            return true;
+        } else if let Some(rests) = match_one(pattern, name) {
+            (pattern, name) = rests;
+        } else if let Some((behind, [_, rest @ ..])) = retry {
+            (pattern, name, retry) = (behind, rest, Some((behind, rest)));
+        } else {
+            return false;
         }
-        (Some(b'['), Some(&byte)) => match class(&pattern[1..]) {
-            Some((members, is_negated, rest)) => in_class(members, byte) != is_negated && matches(rest, &name[1..]),
-            None => byte == b'[' && matches(&pattern[1..], &name[1..]),
-        },
-        (Some(expected), Some(byte)) => expected == byte && matches(&pattern[1..], &name[1..]),
-        _ => false,
+    }
+}
+
+/// Matches one character of `name` by one element of `pattern`, which is no `*`; what is left of both.
+fn match_one<'a>(pattern: &'a [u8], name: &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
+    let ((expected, pattern), (byte, rest)) = (pattern.split_first()?, name.split_first()?);
+    match (expected, class(pattern)) {
+        (b'?', _) => {
+            // One character, however many bytes it has.
+            let width = if *byte < 0x80 { 1 } else { byte.leading_ones().max(1) as usize };
+            Some((pattern, &name[width.min(name.len())..]))
+        }
+        (b'[', Some((members, is_negated, pattern))) => {
+            (in_class(members, *byte) != is_negated).then_some((pattern, rest))
+        }
+        _ => (expected == byte).then_some((pattern, rest)),
     }
 }
 
@@ -109,8 +127,13 @@ mod tests {
             ("?", "é", true),
             ("a*b*c", "aXbYbZc", true),
             ("[", "[", true),
+            ("*", "", true),
+            ("h.?.ln", "h.13.ln", false),
+            // Trying every length of every run would take longer than there is time.
+            ("*************x", "transformer.h.11.attn.c_attn.weight.of.a.long.name", false),
+            ("*a*a*a*a*a*a*a*a*a*a*a*ab", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaab", true),
         ] {
-            assert_eq!(matches(pattern.as_bytes(), name.as_bytes()), expected, "{pattern} {name}");
+            assert_eq!(glob_matches(pattern, name), expected, "{pattern} {name}");
         }
     }
 

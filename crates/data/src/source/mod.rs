@@ -7,6 +7,8 @@
 //! Not here: tokenising ([`crate::tokenize`]), rows of tokens ([`crate::packing`]).
 
 mod glob;
+
+pub use glob::glob_matches;
 pub(crate) mod jsonl;
 pub(crate) mod text;
 pub(crate) mod tokenized;

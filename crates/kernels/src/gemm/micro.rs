@@ -103,11 +103,11 @@ pub(super) struct Kernel<T, C> {
     /// [`tile`].
     pub(super) tile: unsafe fn(&Tile<C>),
     /// [`super::skinny::dots`].
-    pub(super) dots: unsafe fn(&super::skinny::Dots<T, C>),
+    pub(super) dots: unsafe fn(&super::skinny::Few<T, C>),
     /// [`super::skinny_columns::stream`].
     pub(super) stream: unsafe fn(&super::skinny_columns::Stream<T>, &mut [f32]),
     /// [`super::skinny_columns::columns`].
-    pub(super) columns: unsafe fn(&super::skinny_columns::Columns<T, C>),
+    pub(super) columns: unsafe fn(&super::skinny::Few<T, C>),
 }
 
 impl<T, C> Kernel<T, C> {
@@ -135,7 +135,7 @@ macro_rules! entry_points {
                 unsafe { micro::tile($simd, tile) }
             }
             $(#[target_feature(enable = $features)])?
-            unsafe fn dots_entry<T: $crate::Element, C: $crate::Element>(job: &skinny::Dots<T, C>) {
+            unsafe fn dots_entry<T: $crate::Element, C: $crate::Element>(job: &skinny::Few<T, C>) {
                 // SAFETY: the caller promises what `dots` asks for.
                 unsafe { skinny::dots($simd, job) }
             }
@@ -145,7 +145,7 @@ macro_rules! entry_points {
                 unsafe { skinny_columns::stream($simd, job, sums) }
             }
             $(#[target_feature(enable = $features)])?
-            unsafe fn columns_entry<T: $crate::Element, C: $crate::Element>(job: &skinny_columns::Columns<T, C>) {
+            unsafe fn columns_entry<T: $crate::Element, C: $crate::Element>(job: &skinny::Few<T, C>) {
                 // SAFETY: the caller promises what `columns` asks for.
                 unsafe { skinny_columns::columns($simd, job) }
             }

@@ -157,7 +157,11 @@ fn check<T: GemmInput, C: Element>(args: &GemmArgs<'_, T, C>) {
     let GemmArgs { m, n, k, a, b, c, bias, .. } = args;
     assert!(is_same::<C, f32>() || is_same::<C, T>(), "gemm: {} x {} into {}", T::NAME, T::NAME, C::NAME);
     let fits = |rows: usize, cols: usize, row_stride: usize, col_stride: usize, len: usize| {
-        rows == 0 || cols == 0 || (rows - 1) * row_stride + (cols - 1) * col_stride < len
+        let last = || {
+            let row = (rows - 1).checked_mul(row_stride)?;
+            row.checked_add((cols - 1).checked_mul(col_stride)?)
+        };
+        rows == 0 || cols == 0 || last().is_some_and(|last| last < len)
     };
     assert!(fits(*m, *k, a.row_stride, a.col_stride, a.data.len()), "gemm: a [{m}, {k}] reaches past its slice");
     assert!(fits(*k, *n, b.row_stride, b.col_stride, b.data.len()), "gemm: b [{k}, {n}] reaches past its slice");

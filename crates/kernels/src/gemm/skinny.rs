@@ -19,21 +19,23 @@ const TASK_BYTES: usize = 64 << 10;
 const AHEAD_BYTES: usize = 4096;
 
 /// Below this many multiply-adds the product is done before another thread would wake.
-const SERIAL_WORK: usize = 1 << 16;
+pub(super) const SERIAL_WORK: usize = 1 << 16;
 
-/// Dot products of `rows` rows of x with `lines` rows of w.
-pub(super) struct Dots<T, C> {
+/// Some neighbouring outputs (columns of C) of a few rows of x.
+pub(super) struct Few<T, C> {
     pub(super) x: *const T,
     pub(super) x_stride: usize,
     pub(super) rows: usize,
+    /// The weight of the first output and the first k.
     pub(super) w: *const T,
+    /// From one line of the weight, as it lies in memory, to the next.
     pub(super) w_stride: usize,
-    pub(super) lines: usize,
+    pub(super) outputs: usize,
     pub(super) k: usize,
-    /// Where the product of row 0 and line 0 goes; lines are next to each other.
+    /// Where the product of row 0 and the first output goes.
     pub(super) c: *mut C,
     pub(super) c_stride: usize,
-    /// One number for each line.
+    /// One number for each output.
     pub(super) bias: Option<*const T>,
     /// Whether the old C is added.
     pub(super) adds_c: bool,
@@ -41,18 +43,29 @@ pub(super) struct Dots<T, C> {
 
 /// Computes the product; `args` were checked, `a` and `b` are contiguous along k and there is at least one element.
 pub(super) fn run<T: GemmInput, C: Element>(cpu: &Cpu, kernel: &Kernel<T, C>, args: GemmArgs<'_, T, C>) {
+    let lines = (TASK_BYTES / (args.k.max(1) * size_of::<T>())).clamp(8, 1024).next_multiple_of(8);
+    run_outputs(cpu, kernel.dots, lines, args.b.col_stride, args);
+}
+
+/// Runs `compute` on `per_task` outputs at a time; `w_stride`: from one line of the weight to the next.
+pub(super) fn run_outputs<T: GemmInput, C: Element>(
+    cpu: &Cpu,
+    compute: unsafe fn(&Few<T, C>),
+    per_task: usize,
+    w_stride: usize,
+    args: GemmArgs<'_, T, C>,
+) {
     let GemmArgs { m, n, k, a, b, c, bias, accumulate } = args;
-    let lines = (TASK_BYTES / (k.max(1) * size_of::<T>())).clamp(8, 1024).next_multiple_of(8);
     let out = super::Out { data: c.data.as_mut_ptr() };
     let task = |index: usize| {
-        let first = index * lines;
-        let job = Dots {
+        let first = index * per_task;
+        let job = Few {
             x: a.data.as_ptr(),
             x_stride: a.row_stride,
             rows: m,
             w: b.data[(first * b.col_stride).min(b.data.len())..].as_ptr(),
-            w_stride: b.col_stride,
-            lines: lines.min(n - first),
+            w_stride,
+            outputs: per_task.min(n - first),
             k,
             c: out.at(first),
             c_stride: c.row_stride,
@@ -60,15 +73,15 @@ pub(super) fn run<T: GemmInput, C: Element>(cpu: &Cpu, kernel: &Kernel<T, C>, ar
             adds_c: accumulate,
         };
         // SAFETY: `check` found the matrices inside their slices; tasks write different columns of C.
-        unsafe { (kernel.dots)(&job) };
+        unsafe { compute(&job) };
     };
-    super::run_tasks(cpu, n.div_ceil(lines), m * n * k < SERIAL_WORK, task);
+    super::run_tasks(cpu, n.div_ceil(per_task), m * n * k < SERIAL_WORK, task);
 }
 
 /// # Safety
 /// The rows of x and w may be read for `k` elements, C may be read and written; `rows` is 1 to [`MAX_ROWS`].
 #[inline(always)]
-pub(super) unsafe fn dots<S: Simd, T: Element, C: Element>(s: S, job: &Dots<T, C>) {
+pub(super) unsafe fn dots<S: Simd, T: Element, C: Element>(s: S, job: &Few<T, C>) {
     // SAFETY: as the caller promises.
     unsafe {
         match job.rows {
@@ -82,9 +95,9 @@ pub(super) unsafe fn dots<S: Simd, T: Element, C: Element>(s: S, job: &Dots<T, C
 
 /// One line at a time against up to `R` rows, `U` vectors along k at once; rows past the last repeat it and are not written.
 #[inline(always)]
-unsafe fn by_rows<S: Simd, T: Element, C: Element, const R: usize, const U: usize>(s: S, job: &Dots<T, C>) {
+unsafe fn by_rows<S: Simd, T: Element, C: Element, const R: usize, const U: usize>(s: S, job: &Few<T, C>) {
     let vector = S::K_PER_WORD * S::LANES;
-    for line in 0..job.lines {
+    for line in 0..job.outputs {
         let mut acc = [[s.zero(); U]; R];
         for first in (0..job.k).step_by(U * vector) {
             for u in 0..U {

@@ -3,7 +3,7 @@
 //!
 //! As in [`super::skinny`] memory is the bound and the weight is read once, as it lies.
 //! - One row of x: a task takes whole rows of the weight, one long stream, and adds them to sums that stay in the nearest
-//!   cache; the tasks' sums are added at the end, in order.
+//!   cache (of up to about 8,000 columns); the tasks' sums are added at the end, in order.
 //! - More rows: a task takes a strip of columns whose sums stay in registers while it walks down k. A strip's part of a row
 //!   is a few cache lines, too short for the processor to see a stream in, so the rows to come are asked for by hand.
 //!
@@ -11,6 +11,7 @@
 
 use super::block::Buffer;
 use super::micro::{Kernel, Simd, prefetch};
+use super::skinny::{Few, MAX_ROWS, SERIAL_WORK, run_outputs};
 use super::{GemmArgs, GemmInput};
 use crate::Cpu;
 use crate::element::Element;
@@ -31,27 +32,6 @@ const SUMS: usize = 8;
 const AHEAD_ROWS: usize = 24;
 /// Bytes of a cache line.
 const LINE_BYTES: usize = 64;
-/// Below this many multiply-adds the product is done before another thread would wake.
-const SERIAL_WORK: usize = 1 << 16;
-
-/// Products of `rows` rows of x with `cols` columns of w, at most [`SUMS`] vectors of them.
-pub(super) struct Columns<T, C> {
-    pub(super) x: *const T,
-    pub(super) x_stride: usize,
-    pub(super) rows: usize,
-    pub(super) w: *const T,
-    pub(super) w_stride: usize,
-    pub(super) cols: usize,
-    pub(super) k: usize,
-    /// Where the product of row 0 and column 0 goes.
-    pub(super) c: *mut C,
-    pub(super) c_stride: usize,
-    /// One number for each column.
-    pub(super) bias: Option<*const T>,
-    /// Whether the old C is added.
-    pub(super) adds_c: bool,
-}
-
 thread_local! {
     /// Sums of the streams, which grow to the largest product met.
     static SUMS_OF_STREAMS: Cell<Buffer> = Cell::default();
@@ -59,7 +39,10 @@ thread_local! {
 
 /// Computes the product; `args` were checked, `a` is contiguous along k, `b` along n, and there is at least one element.
 pub(super) fn run<T: GemmInput, C: Element>(cpu: &Cpu, kernel: &Kernel<T, C>, args: GemmArgs<'_, T, C>) {
-    if args.m == 1 { stream_rows(cpu, kernel, args) } else { strips(cpu, kernel, args) }
+    if args.m == 1 {
+        return stream_rows(cpu, kernel, args);
+    }
+    run_outputs(cpu, kernel.columns, SUMS * kernel.lanes, args.b.row_stride, args);
 }
 
 /// Rows of the weight, streamed and added to one row of sums.
@@ -145,51 +128,26 @@ multiversion! {
     }
 }
 
-fn strips<T: GemmInput, C: Element>(cpu: &Cpu, kernel: &Kernel<T, C>, args: GemmArgs<'_, T, C>) {
-    let GemmArgs { m, n, k, a, b, c, bias, accumulate } = args;
-    let cols = SUMS * kernel.lanes;
-    let out = super::Out { data: c.data.as_mut_ptr() };
-    let task = |index: usize| {
-        let first = index * cols;
-        let job = Columns {
-            x: a.data.as_ptr(),
-            x_stride: a.row_stride,
-            rows: m,
-            w: b.data[first.min(b.data.len())..].as_ptr(),
-            w_stride: b.row_stride,
-            cols: cols.min(n - first),
-            k,
-            c: out.at(first),
-            c_stride: c.row_stride,
-            bias: bias.map(|bias| bias[first..].as_ptr()),
-            adds_c: accumulate,
-        };
-        // SAFETY: `check` found the matrices inside their slices; tasks write different columns of C.
-        unsafe { (kernel.columns)(&job) };
-    };
-    super::run_tasks(cpu, n.div_ceil(cols), m * n * k < SERIAL_WORK, task);
-}
-
 /// # Safety
-/// The rows of x may be read for `k` elements and those of w for `cols`, C may be read and written; `rows` is 1 to
-/// [`super::skinny::MAX_ROWS`].
+/// The rows of x may be read for `k` elements and those of w for `outputs`, C may be read and written; `rows` is 2 to
+/// [`MAX_ROWS`].
 #[inline(always)]
-pub(super) unsafe fn columns<S: Simd, T: Element, C: Element>(s: S, job: &Columns<T, C>) {
+pub(super) unsafe fn columns<S: Simd, T: Element, C: Element>(s: S, job: &Few<T, C>) {
     // SAFETY: as the caller promises.
     unsafe {
         match job.rows {
-            1..=2 => by_rows::<S, T, C, 2, { SUMS / 2 }>(s, job),
+            0..=2 => by_rows::<S, T, C, 2, { SUMS / 2 }>(s, job),
             3..=4 => by_rows::<S, T, C, 4, { SUMS / 4 }>(s, job),
-            _ => by_rows::<S, T, C, 8, { SUMS / 8 }>(s, job),
+            _ => by_rows::<S, T, C, MAX_ROWS, { SUMS / MAX_ROWS }>(s, job),
         }
     }
 }
 
 /// `V` vectors of columns at a time against up to `R` rows; rows past the last repeat it and are not written.
 #[inline(always)]
-unsafe fn by_rows<S: Simd, T: Element, C: Element, const R: usize, const V: usize>(s: S, job: &Columns<T, C>) {
-    for first in (0..job.cols).step_by(V * S::LANES) {
-        let width = (job.cols - first).min(V * S::LANES);
+unsafe fn by_rows<S: Simd, T: Element, C: Element, const R: usize, const V: usize>(s: S, job: &Few<T, C>) {
+    for first in (0..job.outputs).step_by(V * S::LANES) {
+        let width = (job.outputs - first).min(V * S::LANES);
         let mut acc = [[s.zero(); V]; R];
         for k in 0..job.k {
             // SAFETY: rows and columns are clamped to those that exist; the caller lets us read them.

@@ -166,7 +166,10 @@ fn sizes_around_every_block_are_right() {
 fn blocks_of_rows_columns_and_k_add_up() {
     for isa in Isa::all() {
         let cpu = Cpu::new(2, true, isa);
-        for (m, n, k) in [(1027, 3, 19), (20, 1041, 9), (15, 33, 1025), (9, 17, 2049), (1030, 1030, 2)] {
+        let few_rows = [(1, 300, 700), (2, 300, 70), (5, 257, 513), (8, 1100, 40)];
+        for (m, n, k) in
+            few_rows.into_iter().chain([(1027, 3, 19), (20, 1041, 9), (15, 33, 1025), (9, 17, 2049), (1030, 1030, 2)])
+        {
             for case in Case::new(m, n, k).all_forms().step_by(5) {
                 check_types(&cpu, case);
             }
@@ -254,4 +257,13 @@ fn a_matrix_that_reaches_past_its_slice_is_refused() {
         accumulate: false,
     };
     gemm(&Cpu::single(), args);
+}
+
+#[test]
+#[should_panic(expected = "reaches past its slice")]
+fn strides_whose_product_wraps_are_refused() {
+    let (a, b, mut c) = ([0.0f32; 8], [0.0f32; 8], [0.0f32; 3]);
+    let a = Mat { data: &a, row_stride: 1 << 63, col_stride: 1 };
+    let (b, c) = (Mat::transposed(&b, 8), MatMut::row_major(&mut c, 1));
+    gemm(&Cpu::single(), GemmArgs { m: 3, n: 1, k: 8, a, b, c, bias: None, accumulate: false });
 }

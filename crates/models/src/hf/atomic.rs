@@ -73,3 +73,8 @@ pub fn sync_folder(folder: &Path) -> Result<(), HfError> {
     }
     Ok(())
 }
+
+/// [`sync_folder`] of the folder that `path` stands in.
+pub fn sync_parent(path: &Path) -> Result<(), HfError> {
+    sync_folder(path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+}

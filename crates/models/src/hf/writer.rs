@@ -19,7 +19,7 @@ use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::{Value, json};
 
-use super::atomic::{AtomicFile, sync_folder};
+use super::atomic::{AtomicFile, sync_folder, sync_parent};
 use super::error::HfError;
 use super::weights::{INDEX_FILE, SINGLE_FILE};
 
@@ -108,7 +108,7 @@ pub fn write_json(path: &Path, value: &Value) -> Result<(), HfError> {
     file.write(pretty(value).as_bytes())?;
     file.finish()?;
     file.commit()?;
-    sync_folder(path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+    sync_parent(path)
 }
 
 fn pretty(value: &Value) -> String {

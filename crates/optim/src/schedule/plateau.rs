@@ -68,10 +68,11 @@ impl Plateau {
     pub fn evaluated(&mut self, loss: f64) -> bool {
         let PlateauSettings { patience, threshold, threshold_mode, cooldown, .. } = self.settings;
         let state = &mut self.state;
-        let is_gain = state.best.is_none_or(|best| match threshold_mode {
+        let is_below = |best: f64| match threshold_mode {
             ThresholdMode::Rel => loss < best * (1.0 - threshold),
             ThresholdMode::Abs => loss < best - threshold,
-        });
+        };
+        let is_gain = !loss.is_nan() && state.best.is_none_or(is_below);
         if is_gain {
             (state.best, state.bad) = (Some(loss), 0);
         } else {

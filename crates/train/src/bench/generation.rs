@@ -1,9 +1,8 @@
 //! Greedy generation of one sequence, token by token.
 
-use super::{BenchOptions, Profile, config, length, median, origin};
+use super::{BenchOptions, Profile, config, median, prepared};
 use crate::error::{Result, TrainError};
-use crate::plan::RunPlan;
-use crate::system::peak_resident_bytes;
+use crate::system::{num_cores, peak_resident_bytes};
 use generate::{Forward, GenerateOptions, Generator, Sampling};
 use models::Resident;
 use models::weights::{self, WeightSource};
@@ -12,7 +11,7 @@ use std::time::Instant;
 use tensor::{cpu, profile};
 
 /// Medians over the tokens.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize)]
 pub struct GenerationMeasured {
     /// New tokens.
     pub tokens_per_second: f64,
@@ -24,9 +23,10 @@ pub struct GenerationMeasured {
     pub share_of_peak: f64,
     /// Resident memory of the process, as the system saw it.
     pub peak_memory_bytes: u64,
-    /// `f32` or `bf16`.
+    /// `f32`, `bf16` or `fp16`.
     pub precision: &'static str,
     /// With [`BenchOptions::profile`].
+    #[serde(rename = "kernels")]
     pub profile: Profile,
 }
 
@@ -36,12 +36,13 @@ pub struct GenerationMeasured {
 /// The run file or preset is unknown or wrong, or the model has fewer positions.
 pub fn bench_generation(options: &BenchOptions<'_>) -> Result<GenerationMeasured> {
     let config = config(options)?;
-    let mut origin = origin(&config)?;
-    let length = length(options, &config, &origin)?.max(2);
-    let tokenizer = origin.tokenizer_of(&config)?;
-    let model = origin.build(tokenizer.as_ref(), length)?;
-    let plan = RunPlan::resolve(&config, length, 0)?;
-    let queue = cpu::queue(plan.threads, true, plan.isa);
+    let (model, plan) = prepared(options, &config)?;
+    let length = plan.sequence_length;
+    if length < 2 {
+        let rule = "generation needs at least 2 tokens, as the first is not counted";
+        return Err(TrainError::Request(format!("--length is {length}; {rule}")));
+    }
+    let queue = cpu::queue(plan.threads, plan.threads <= num_cores(), plan.isa);
     let store = weights::load(&model, &WeightSource::Random { seed: 0 }, &queue, plan.dtype)?;
     let queue = if options.profile { profile::queue(queue) } else { queue };
     let forward = Forward {

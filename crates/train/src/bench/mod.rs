@@ -13,6 +13,8 @@ pub use training::{Measured, bench};
 use crate::config::RunConfig;
 use crate::error::{Result, TrainError};
 use crate::model_source::ModelOrigin;
+use crate::plan::RunPlan;
+use models::Model;
 use models::families::presets;
 use serde_json::json;
 use std::path::Path;
@@ -25,7 +27,7 @@ const ROWS: u64 = 4;
 const ROW_TOKENS: usize = 256;
 
 /// What is measured.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct BenchOptions<'a> {
     /// A preset, or the path of a run file.
     pub run: &'a str,
@@ -58,6 +60,14 @@ pub struct Profile {
     pub steps: u64,
 }
 
+/// As JSON, the list of kernels.
+impl serde::Serialize for Profile {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        let kernel = |(name, times): &(String, Times)| json!({"kernel": name, "calls": times.calls, "seconds": times.seconds, "flops": times.flops});
+        serializer.collect_seq(self.kernels.iter().map(kernel))
+    }
+}
+
 impl Profile {
     /// What is not spent in kernels: tape, allocation, scheduling.
     pub fn overhead_seconds(&self) -> f64 {
@@ -79,6 +89,9 @@ fn config(options: &BenchOptions<'_>) -> Result<RunConfig> {
         config.train_batch_size = Some(batch);
         (config.train_micro_batch_size_per_gpu, config.gradient_accumulation_steps) = (None, None);
     }
+    // Steps of one size that run every layer.
+    (config.run.batch_ramp, config.run.loss_spike) = (None, None);
+    (config.curriculum_learning.enabled, config.progressive_layer_drop.enabled) = (false, false);
     config.bf16.enabled = options.bf16.unwrap_or(config.bf16.enabled);
     config.fp16.enabled &= options.bf16.is_none();
     config.run.threads = options.threads;
@@ -91,13 +104,16 @@ fn config(options: &BenchOptions<'_>) -> Result<RunConfig> {
     Ok(config)
 }
 
-/// The model that `config` names, never dropping anything out.
-fn origin(config: &RunConfig) -> Result<ModelOrigin> {
+/// The model that `config` names, which never drops anything out, and the plan of rows as long as the options say.
+fn prepared(options: &BenchOptions<'_>, config: &RunConfig) -> Result<(Model, RunPlan)> {
     let source = config.model.as_ref().and_then(|model| model.source());
     let source = source.ok_or_else(|| config.error("model is missing; bench needs one"))?;
     let mut origin = ModelOrigin::open(config, source)?;
     origin.config.disable_dropout();
-    Ok(origin)
+    let length = length(options, config, &origin)?;
+    let tokenizer = origin.tokenizer_of(config)?;
+    let model = origin.build(tokenizer.as_ref(), length)?;
+    Ok((model, RunPlan::resolve(config, length, 0)?))
 }
 
 /// Tokens of a row.

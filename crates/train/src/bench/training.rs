@@ -3,11 +3,10 @@
 //! The work of a step is counted as the model's own: three times the forward pass, whether or not it is run again under
 //! recompute.
 
-use super::{BenchOptions, Profile, config, length, median, origin};
+use super::{BenchOptions, Profile, config, median, prepared};
 use crate::config::RunConfig;
 use crate::engine::Engine;
 use crate::error::Result;
-use crate::plan::RunPlan;
 use crate::system::{num_cores, peak_resident_bytes};
 use data::Sample;
 use models::weights::WeightSource;
@@ -17,7 +16,7 @@ use tensor::rng::Stream;
 use tensor::{cpu, profile};
 
 /// Medians over the steps.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize)]
 pub struct Measured {
     /// Of training.
     pub tokens_per_second: f64,
@@ -29,11 +28,12 @@ pub struct Measured {
     pub share_of_peak: f64,
     /// Resident memory of the process, as the system saw it.
     pub peak_memory_bytes: u64,
-    /// `f32` or `bf16`.
+    /// `f32`, `bf16` or `fp16`.
     pub precision: &'static str,
     /// What the cores in use can do at most, FLOP/s.
     pub peak_flops_per_second: f64,
     /// With [`BenchOptions::profile`].
+    #[serde(rename = "kernels")]
     pub profile: Profile,
 }
 
@@ -47,16 +47,13 @@ pub fn bench(options: &BenchOptions<'_>, on_step: &mut dyn FnMut(u64, f64)) -> R
         let adamw = json!({"train_batch_size": 1, "optimizer": {"type": "AdamW", "params": {"lr": 3e-4}}});
         config.optimizer = RunConfig::from_value(adamw, "bench")?.optimizer;
     }
-    let mut origin = origin(&config)?;
-    let length = length(options, &config, &origin)?;
-    let tokenizer = origin.tokenizer_of(&config)?;
-    let model = origin.build(tokenizer.as_ref(), length)?;
-    let plan = RunPlan::resolve(&config, length, 0)?;
+    let (model, plan) = prepared(options, &config)?;
+    let length = plan.sequence_length;
     let (threads, isa, dtype, vocab) = (plan.threads, plan.isa, plan.dtype, model.vocab_size);
     let (precision, batch) = (plan.precision(), plan.batch.train_batch_size);
     let queue = cpu::queue(threads, threads <= num_cores(), isa);
     let queue = if options.profile { profile::queue(queue) } else { queue };
-    let mut engine = Engine::on_queue(model, config, &WeightSource::Random { seed: 0 }, plan, queue)?;
+    let mut engine = Engine::on_queue(model, config, &WeightSource::Random { seed: 0 }, plan, queue, None)?;
     let tokens = Stream::new(0, "bench");
     let (mut seconds, mut flops) = (Vec::new(), 0);
     for step in 0..=options.steps {

@@ -63,8 +63,9 @@ impl Background {
         Ok(())
     }
 
-    /// Takes the snapshot, of the memory reserved, and begins to write it. `copy` puts the values of a tensor, by its place in the job, into the
-    /// slice it is given: those of all its runs, one after the other. It is called once for each, in order.
+    /// Takes the snapshot, of the memory reserved, and begins to write it. `copy` puts the values of a tensor, by its place
+    /// in the job, into the slice it is given: those of all its runs, one after the other. It is called once for each, in
+    /// order.
     ///
     /// # Errors
     /// What `copy` returns; [`CheckpointError::Io`] if there is no memory or no thread.

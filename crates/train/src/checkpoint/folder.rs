@@ -8,6 +8,7 @@
 
 use super::manifest::MANIFEST_FILE;
 use super::{Checkpoint, CheckpointError};
+use std::cmp::Reverse;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -112,16 +113,17 @@ impl Candidates {
         let replaced: Vec<u64> = replaced.collect();
         let whole = names.iter().filter_map(|name| step_of(name)).filter(|&step| holds(dir, step));
         let mut steps: Vec<u64> = whole.chain(replaced.iter().copied()).collect();
-        steps.sort_by(|a, b| b.cmp(a));
+        steps.sort_by_key(|&step| Reverse(step));
         let path = dir.join(LATEST_FILE);
         let latest_problem = match fs::read(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             Err(e) => return Err(CheckpointError::io(&path, "read")(e)),
             Ok(bytes) => {
                 let name = String::from_utf8_lossy(bytes.trim_ascii());
-                match step_of(&name).and_then(|step| steps.iter().position(|&other| other == step)) {
-                    Some(place) => {
-                        steps[..=place].rotate_right(1);
+                match step_of(&name).filter(|step| steps.contains(step)) {
+                    Some(latest) => {
+                        // What lies above it is of a future that was given up.
+                        steps.sort_by_key(|&step| (step > latest, Reverse(step)));
                         None
                     }
                     None => Some(format!("{}: it names {name:?}, and there is no such checkpoint", path.display())),

@@ -62,6 +62,9 @@ pub struct Head {
     /// Of a run whose rate depends on evaluations.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plateau: Option<PlateauState>,
+    /// The last step whose evaluation was made, and is in the state above.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evaluated: Option<u64>,
 }
 
 /// How far a run is.

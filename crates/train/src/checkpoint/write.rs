@@ -19,7 +19,7 @@ use super::direct::DirectFile;
 use super::folder::{self, LATEST_FILE};
 use super::manifest::{DTYPE, FORMAT_VERSION, MANIFEST_FILE};
 use super::{CheckpointError, Head, Manifest, Piece, TensorEntry, label};
-use models::hf::atomic::{AtomicFile, sync_folder};
+use models::hf::atomic::{AtomicFile, sync_folder, sync_parent};
 use models::hf::{Dtype, WeightSpec, file_header};
 use std::collections::HashMap;
 use std::fs;
@@ -103,7 +103,7 @@ impl Staging {
     pub fn create(dir: &Path, step: u64) -> Result<Self, CheckpointError> {
         if !dir.is_dir() {
             fs::create_dir_all(dir).map_err(CheckpointError::write(dir))?;
-            sync_folder(dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
+            sync_parent(dir)?;
         }
         folder::clear_leftovers(dir)?;
         let folder = dir.join(folder::folder_name(step));

@@ -5,6 +5,7 @@
 //! of a program rather than keys.
 
 use super::check::{Fault, shown};
+use super::keys::join;
 use super::resolve;
 use serde_json::{Map, Value};
 
@@ -42,14 +43,19 @@ impl<'a> File<'a> {
         self.value(path) == &Value::Bool(true)
     }
 
+    /// Whether a switch is on, and no section around it is switched off.
+    fn is_active(&self, switch: &str) -> bool {
+        let is_off = |end: usize| self.value(&join(&switch[..end], "enabled")) == &Value::Bool(false);
+        self.is_on(switch) && !switch.match_indices('.').any(|(end, _)| is_off(end))
+    }
+
     fn says(&self, path: &str, word: &str) -> bool {
         self.value(path) == word
     }
 
-    /// A number, however it is written; 0 where there is none.
+    /// A number; 0 where there is none.
     fn number(&self, path: &str) -> f64 {
-        let value = self.value(path);
-        value.as_f64().or_else(|| value.as_str()?.parse().ok()).unwrap_or(0.0)
+        self.value(path).as_f64().unwrap_or(0.0)
     }
 
     fn stage(&self) -> u64 {
@@ -100,8 +106,9 @@ impl<'a> File<'a> {
             "; it needs zero_optimization.stage 1, 2 or 3, offload_optimizer.device \"cpu\" and an Adam",
         )?;
         let (masters, states) = ("bf16.bf16_master_weights_and_grads", "bf16.bf16_optimizer_states");
-        self.refuse(self.is_on(masters) && !is_sharded, masters, "; it needs zero_optimization.stage 1, 2 or 3")?;
-        self.refuse(self.is_on(states) && !self.is_on(masters), states, "; it needs bf16.bf16_master_weights_and_grads")
+        let says = |path: &str| self.is_on("bf16.enabled") && self.is_on(path);
+        self.refuse(says(masters) && !is_sharded, masters, "; it needs zero_optimization.stage 1, 2 or 3")?;
+        self.refuse(says(states) && !says(masters), states, "; it needs bf16.bf16_master_weights_and_grads")
     }
 
     /// How ranks join gradients, and who says where a step ends.
@@ -240,12 +247,12 @@ impl<'a> File<'a> {
         for (section, key) in [(format!("{sampling}.dynamic_batching"), "max_tokens"), (heads.to_owned(), "num_heads")]
         {
             let (switch, path) = (format!("{section}.enabled"), format!("{section}.{key}"));
-            if self.is_on(&switch) && self.value(&path).is_null() {
+            if self.is_active(&switch) && self.value(&path).is_null() {
                 return Err(Fault { message: format!("{path} is missing; {switch} needs it"), path });
             }
         }
         let rates = "data_efficiency.data_routing.random_ltd.layer_token_lr_schedule.enabled";
-        self.refuse(self.is_on(rates), rates, ", which DeepSpeed does not have; it must be false")
+        self.refuse(self.is_active(rates), rates, ", which DeepSpeed does not have; it must be false")
     }
 
     fn elasticity(&self) -> Result<(), Fault> {

@@ -193,6 +193,10 @@ fn set(root: &mut Map<String, Value>, text: &str) -> Result<String, ConfigError>
     let Some((path, raw)) = text.split_once('=').filter(|(path, _)| !path.split('.').any(str::is_empty)) else {
         return Err(ConfigError::about("--set", format!("{text:?} must be key.path=value, such as run.steps=100")));
     };
+    if path.split('.').count() > read::MAX_DEPTH {
+        let most = read::MAX_DEPTH;
+        return Err(ConfigError::about("--set", format!("a path of more than {most} names; no key lies so deep")));
+    }
     let path = &own_path(path);
     let is_text = Keys::new(&[]).get(path).is_some_and(|key| matches!(key.kind, Kind::Text));
     let is_quoted = raw.trim_start().starts_with(['"', '\'']);

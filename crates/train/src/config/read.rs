@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use std::collections::HashMap;
 
 /// Objects and lists inside each other; a configuration needs fewer than ten.
-const MAX_DEPTH: usize = 64;
+pub(super) const MAX_DEPTH: usize = 64;
 
 /// Reads the `text` of a file; the error is a sentence that names line and column, without the file.
 pub(super) fn parse(text: &str) -> Result<Value, String> {

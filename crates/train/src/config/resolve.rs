@@ -1,6 +1,8 @@
 //! Every key of a run with its final value, and where each came from.
 
+use super::check::Unheeded;
 use super::keys::{Keys, Kind, join};
+use super::{RunConfig, load};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::fmt;
@@ -44,6 +46,83 @@ pub struct Setting {
     pub origin: Origin,
     /// What becomes of it.
     pub fate: Fate,
+}
+
+impl RunConfig {
+    /// The final value at a path; none where it is null.
+    pub(crate) fn value(&self, path: &str) -> Option<&Value> {
+        at(self.given.filled.as_object()?, path).filter(|value| !value.is_null())
+    }
+
+    /// What follows from other keys and is shown by `plan`.
+    pub(crate) fn consequences(&self) -> Vec<(&'static str, Value)> {
+        let mut found = Vec::new();
+        if self.value("zero_optimization.overlap_comm").is_none() {
+            found.push(("zero_optimization.overlap_comm", (self.zero_optimization.stage == 3).into()));
+        }
+        if self.value("flops_profiler.enabled") == Some(&true.into()) {
+            found.push(("wall_clock_breakdown", true.into()));
+        }
+        found
+    }
+
+    /// Every key nested as in the file, each with its final value: the file's, else its default. Fields of this struct
+    /// that were changed since count; `derived` (path, value) comes on top, such as the batch sizes of the plan.
+    pub fn resolved(&self, derived: &[(&str, Value)]) -> Value {
+        let mut resolved = self.given.filled.clone();
+        let mut typed = serde_json::to_value(self).unwrap_or_else(|e| panic!("RunConfig::resolved: {e}"));
+        for section in ["optimizer", "scheduler"] {
+            let not_built = self.given.unheeded.not_yet.iter().any(|fault| fault.path == format!("{section}.type"));
+            if not_built && typed[section].is_null() {
+                typed[section] = resolved[section].clone();
+            }
+            // Another type has other params.
+            if resolved[section]["type"] != typed[section]["type"] {
+                resolved[section] = Value::Null;
+            }
+        }
+        overlay(&mut resolved, typed);
+        if let Value::Object(root) = &mut resolved {
+            for (path, value) in derived {
+                let written = insert(root, path, value.clone());
+                assert!(written.is_ok(), "RunConfig::resolved: {path} stands in no section");
+            }
+        }
+        resolved
+    }
+
+    /// [`RunConfig::resolved`] as a list of keys with the origin of each value.
+    pub fn settings(&self, derived: &[(&str, Value)]) -> Vec<Setting> {
+        let resolved = self.resolved(derived);
+        let mut settings = Vec::new();
+        leaves(&resolved, "", &mut |key, value| {
+            let origin = self.origin(key, value, derived);
+            let fate = self.fate(key);
+            settings.push(Setting { key: key.to_owned(), value: value.clone(), origin, fate });
+        });
+        settings
+    }
+
+    fn fate(&self, key: &str) -> Fate {
+        let is_at =
+            |path: &str| key.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
+        match &self.given.unheeded {
+            Unheeded { not_yet, .. } if not_yet.iter().any(|fault| is_at(&fault.path)) => Fate::NotYet,
+            Unheeded { no_effect, .. } if no_effect.iter().any(|path| is_at(path)) => Fate::NoEffect,
+            _ => Fate::Heeded,
+        }
+    }
+
+    fn origin(&self, key: &str, value: &Value, derived: &[(&str, Value)]) -> Origin {
+        let given = at(&self.given.root, key);
+        let is_derived = derived.iter().any(|(path, _)| *path == key);
+        match load::origin_of(&self.given.origins, key) {
+            _ if is_derived && given != Some(value) => Origin::Derived,
+            Some(origin) if given.is_some() => origin,
+            None if given.is_some() => Origin::File,
+            _ => Origin::Default,
+        }
+    }
 }
 
 /// A line of `plan`: key, value, origin, and what becomes of it if that is not what it says.

@@ -232,9 +232,11 @@ impl SchedulerConfig {
     /// What is odd about the schedule in a run of `run_steps` steps and is said once in the log.
     pub fn notices(&self, optimizer: Option<&OptimizerConfig>, run_steps: u64) -> Vec<String> {
         let mut notices = Vec::new();
-        let falls =
-            matches!(self, Self::WarmupDecayLR { .. } | Self::WarmupCosineLR { .. }) || self.total_steps().is_some();
-        if let Some(warmup) = self.warmup_steps().filter(|_| falls) {
+        let stays = matches!(
+            self,
+            Self::WarmupLR { .. } | Self::ConstantWithWarmup { .. } | Self::InverseSqrt { .. } | Self::OneCycle(_)
+        );
+        if let Some(warmup) = self.warmup_steps().filter(|_| !stays) {
             let (name, total) = match self.total_steps() {
                 Some(total) => ("scheduler's total", total),
                 None => ("run's length", run_steps),

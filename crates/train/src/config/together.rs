@@ -82,8 +82,10 @@ impl<'a> File<'a> {
         }
         let number = |path: &str| self.given(path).and_then(Value::as_f64);
         let scale = number("fp16.loss_scale").unwrap_or(0.0);
-        if scale > MAX_SCALE {
-            return fault("fp16.loss_scale", format!("fp16.loss_scale is {scale:e}; it must be at most 2^126"));
+        for path in ["fp16.loss_scale", "fp16.min_loss_scale"] {
+            if let Some(scale) = number(path).filter(|scale| *scale > MAX_SCALE) {
+                return fault(path, format!("{path} is {scale:e}; it must be at most 2^126"));
+            }
         }
         for path in ["fp16.loss_scale_window", "fp16.hysteresis", "fp16.min_loss_scale"] {
             if scale == 0.0 && number(path) == Some(0.0) {
@@ -94,28 +96,47 @@ impl<'a> File<'a> {
         Ok(())
     }
 
-    /// PyTorch's rule: looking ahead along the momentum needs one, undamped.
+    /// The rules of `optimizer.params`, and of what groups of weights say in their place.
     fn optimizer(&self) -> Result<(), Fault> {
-        let path = "optimizer.params.nesterov";
-        let number = |name: &str| self.given(&join("optimizer.params", name)).and_then(Value::as_f64).unwrap_or(0.0);
-        let looks_ahead = self.given("optimizer.type").is_some_and(|name| name == "SGD")
-            && self.given(path) == Some(&Value::Bool(true));
-        if looks_ahead && number("momentum") == 0.0 {
-            return fault(path, format!("{path} is true, but optimizer.params.momentum is 0; it must be above 0"));
-        }
-        if looks_ahead && number("dampening") != 0.0 {
-            let dampening = number("dampening");
-            let message = format!("{path} is true, but optimizer.params.dampening is {dampening}; it must be 0");
-            return fault(path, message);
-        }
+        let params = self.given("optimizer.params");
+        self.nesterov("optimizer.params", &[params])?;
         let groups = self.given("optimizer.groups").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
         for (i, group) in groups.iter().enumerate() {
-            let path = format!("optimizer.groups[{i}].match");
+            let path = format!("optimizer.groups[{i}]");
             if group["match"].as_array().is_none_or(Vec::is_empty) {
+                let path = join(&path, "match");
                 let message =
                     format!("{path} is missing; it must be a list of globs of weight names, such as [\"*bias\"]");
                 return fault(&path, message);
             }
+            if !group["fp32_optimizer_states"].is_null() {
+                let path = join(&path, "fp32_optimizer_states");
+                return fault(&path, format!("{path} is given; it holds for all weights: set it in optimizer.params"));
+            }
+            self.nesterov(&path, &[Some(group), params])?;
+        }
+        Ok(())
+    }
+
+    /// PyTorch's rule: looking ahead along the momentum needs one, undamped. `said`: the settings at `path` and, where they
+    /// are silent, those behind them.
+    fn nesterov(&self, path: &str, said: &[Option<&Value>]) -> Result<(), Fault> {
+        let value = |name: &str| said.iter().flatten().map(|params| &params[name]).find(|value| !value.is_null());
+        let number = |name: &str| value(name).and_then(Value::as_f64).unwrap_or(0.0);
+        let is_sgd = self.given("optimizer.type").is_some_and(|name| name == "SGD");
+        if !is_sgd || value("nesterov") != Some(&Value::Bool(true)) {
+            return Ok(());
+        }
+        let at = |name: &str| join(path, name);
+        if number("momentum") == 0.0 {
+            let (nesterov, momentum) = (at("nesterov"), at("momentum"));
+            return fault(&nesterov, format!("{nesterov} is true, but {momentum} is 0; it must be above 0"));
+        }
+        let dampening = number("dampening");
+        if dampening != 0.0 {
+            let nesterov = at("nesterov");
+            let message = format!("{nesterov} is true, but {} is {dampening}; it must be 0", at("dampening"));
+            return fault(&nesterov, message);
         }
         Ok(())
     }

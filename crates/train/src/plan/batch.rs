@@ -93,7 +93,7 @@ impl Batch {
                 )));
             }
         };
-        let product = u128::from(micro.number) * u128::from(steps.number) * u128::from(ranks);
+        let product = (u128::from(micro.number) * u128::from(steps.number)).saturating_mul(u128::from(ranks));
         if product == 0 || product != u128::from(train.number) {
             let advice = advice(micro_batch_size, accumulation_steps, ranks);
             return Err(misfit(&train, &micro, &steps, ranks, product, &advice));
@@ -130,7 +130,7 @@ impl Batch {
 
 /// What would fit, given what the user fixed beside the batch size.
 fn advice(micro: Option<u64>, steps: Option<u64>, ranks: u64) -> String {
-    let unit = u128::from(micro.unwrap_or(1)) * u128::from(steps.unwrap_or(1)) * u128::from(ranks);
+    let unit = (u128::from(micro.unwrap_or(1)) * u128::from(steps.unwrap_or(1))).saturating_mul(u128::from(ranks));
     match (micro, steps) {
         (Some(_), Some(_)) => format!("make train_batch_size {unit}, or leave one of the three out"),
         _ => format!("make train_batch_size a multiple of {unit}"),

@@ -62,11 +62,12 @@ impl Elastic {
             let step = micro.saturating_mul(ranks);
             config.max_train_batch_size / step * step
         };
-        let sizes = config.micro_batch_sizes.iter().map(largest);
+        // DeepSpeed takes 0 samples where a micro-batch does not fit and the smallest batch is wanted.
+        let sizes = config.micro_batch_sizes.iter().map(largest).filter(|size| *size > 0);
         let size = if config.prefer_larger_batch { sizes.max() } else { sizes.min() };
         match size {
-            Some(train_batch_size) if train_batch_size > 0 => Ok(Self { train_batch_size, valid_ranks: vec![ranks] }),
-            _ => Err(format!(
+            Some(train_batch_size) => Ok(Self { train_batch_size, valid_ranks: vec![ranks] }),
+            None => Err(format!(
                 "elasticity.max_train_batch_size is {}, which is less than a micro-batch for each of {ranks} ranks; make \
                  it larger",
                 config.max_train_batch_size
@@ -143,8 +144,12 @@ impl Elastic {
 
 /// Numbers of ranks that share `batch` in whole micro-batches of one of `micros`.
 fn valid_ranks(batch: u64, micros: &[u64], min: u64, max: u64) -> Vec<u64> {
-    let shares = (min.max(1)..=max.min(batch)).filter(|ranks| batch.is_multiple_of(*ranks));
-    shares.filter(|ranks| micros.iter().any(|micro| (batch / ranks).is_multiple_of(*micro))).collect()
+    let divisors = (1..=batch.isqrt()).filter(|small| batch.is_multiple_of(*small));
+    let fits = |ranks: &u64| {
+        (min.max(1)..=max).contains(ranks) && micros.iter().any(|micro| (batch / ranks).is_multiple_of(*micro))
+    };
+    let ranks: BTreeSet<u64> = divisors.flat_map(|small| [small, batch / small]).filter(fits).collect();
+    ranks.into_iter().collect()
 }
 
 /// The largest of [`MANY_DIVISORS`] up to `limit`; 1 below them.
@@ -229,6 +234,21 @@ mod tests {
             Elastic::resolve(&large, 4).unwrap_err(),
             "elasticity.micro_batch_sizes has 101; each must be at most 100"
         );
+    }
+
+    #[test]
+    fn the_largest_batches_are_shared_out_at_once() {
+        let section = json!({"max_train_batch_size": 1u64 << 31, "micro_batch_sizes": [1, 1400], "num_gpus_per_node": 2,
+                             "max_gpus": 1});
+        let elastic = Elastic::resolve(&config(section), 2).unwrap();
+        let (batch, ranks) = (elastic.train_batch_size, &elastic.valid_ranks);
+        assert!(ranks.is_sorted() && ranks.iter().all(|ranks| batch.is_multiple_of(*ranks)), "{batch} {ranks:?}");
+    }
+
+    #[test]
+    fn a_micro_batch_that_does_not_fit_the_ranks_at_hand_leaves_the_choice_to_the_others() {
+        let section = json!({"max_train_batch_size": 10, "micro_batch_sizes": [2, 6], "prefer_larger_batch": false});
+        assert_eq!(Elastic::resolve(&config(section), 3).unwrap().train_batch_size, 6);
     }
 
     #[test]

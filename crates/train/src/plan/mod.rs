@@ -88,6 +88,12 @@ impl RunPlan {
         let ramp = BatchRamp::of(config, &batch)?;
         let steps = match config.length() {
             RunLength::Steps(steps) => steps,
+            RunLength::Tokens(_) if config.curriculum_learning.enabled => {
+                return Err(config.error(
+                    "run.tokens does not go with curriculum_learning, whose steps have fewer tokens at first; give run.steps \
+                     or run.epochs",
+                ));
+            }
             RunLength::Tokens(tokens) => ramp.steps_for(tokens.div_ceil(sequence_length as u64)),
             RunLength::Epochs(epochs) => ramp.steps_for((epochs * epoch_samples as f64).ceil() as u64),
         };

@@ -87,8 +87,14 @@ impl PlanReport {
         let shell = Self::without_model(config, mesh, plan.derived(config));
         let parameters = model.num_parameters() as u64;
         let stage = config.zero_optimization.stage;
-        let (memory, flops_per_token) =
-            dry_step(Engine::on_queue(model, with_optimizer(config), &WeightSource::Shapes, plan, dry::queue())?)?;
+        let (memory, flops_per_token) = dry_step(Engine::on_queue(
+            model,
+            with_optimizer(config),
+            &WeightSource::Shapes,
+            plan,
+            dry::queue(),
+            None,
+        )?)?;
         let memory_per_rank = memory.into_iter().map(|(kind, bytes)| (kind, sharded(kind, bytes, stage, ranks)));
         Ok(Self {
             parameters: Some(parameters),
@@ -197,12 +203,12 @@ fn with_optimizer(config: &RunConfig) -> RunConfig {
     let mut config = config.clone();
     if config.optimizer.is_none() {
         let adamw = RunConfig::from_value(json!({"train_batch_size": 1, "optimizer": {"type": "AdamW"}}), "AdamW");
-        config.optimizer = adamw.ok().and_then(|adamw| adamw.optimizer);
+        config.optimizer = adamw.expect("with_optimizer: AdamW's defaults fit together").optimizer;
     }
     config
 }
 
-/// Peak bytes by kind, and FLOPs per token, of one optimizer step of full rows.
+/// Peak bytes by kind, and FLOPs per token, of one optimizer step of full rows, and of showing averaged weights.
 fn dry_step(mut engine: Engine) -> Result<(BTreeMap<&'static str, u64>, u64)> {
     let (length, rows) = (engine.plan.sequence_length, engine.plan.batch.micro_batch_size as usize);
     let sample = Sample {
@@ -211,8 +217,11 @@ fn dry_step(mut engine: Engine) -> Result<(BTreeMap<&'static str, u64>, u64)> {
         positions: (0..length as u32).collect(),
         document_starts: vec![0],
     };
+    // The memory is that of the end of a curriculum, when rows are whole.
+    engine.plan.curriculum = None;
     engine.micro_batch(&vec![sample; rows])?;
     let report = engine.step()?;
+    drop(engine.state.show_average(&engine.queue)?);
     let ledger = engine.queue.ledger();
     let memory = MemoryKind::ALL.map(|kind| (kind.name(), ledger.peak[kind as usize] as u64));
     let snapshot_bytes = || (engine.state.checkpoint_elements(&engine.model) * size_of::<f32>()) as u64;
@@ -287,6 +296,21 @@ mod tests {
         let mut without = with;
         assert!(without.drop_snapshot_beyond(Some(enough - 1)));
         without.check_memory(&config, Some(enough - 1)).unwrap();
+    }
+
+    #[test]
+    fn the_plan_of_a_curriculum_is_that_of_its_end_and_its_tokens_are_not_counted_as_whole_rows() {
+        let plan = |enabled: bool, run: Value| {
+            let config = json!({"model": {"preset": "gpt2-124m"}, "train_batch_size": 1, "run": run,
+                                "curriculum_learning": {"enabled": enabled, "min_difficulty": 8, "max_difficulty": 1024,
+                                    "schedule_type": "fixed_linear",
+                                    "schedule_config": {"total_curriculum_step": 10, "difficulty_step": 8}}});
+            PlanReport::of(&RunConfig::from_value(config, "r.json").unwrap(), 1)
+        };
+        let [with, without] = [true, false].map(|enabled| plan(enabled, json!({"steps": 9})).unwrap());
+        assert_eq!((with.memory_per_rank, with.flops_per_token), (without.memory_per_rank, without.flops_per_token));
+        let refusal = plan(true, json!({"tokens": 9})).unwrap_err().to_string();
+        assert!(refusal.starts_with("r.json: run.tokens does not go with curriculum_learning"), "{refusal}");
     }
 
     #[test]

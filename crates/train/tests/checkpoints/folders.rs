@@ -48,6 +48,16 @@ fn without_latest_the_highest_step_is_the_newest() {
 }
 
 #[test]
+fn checkpoints_above_latest_are_of_a_future_given_up_and_go_first() {
+    let dir = tempdir().unwrap();
+    for step in [300, 200, 250] {
+        write_step(dir.path(), step).unwrap();
+    }
+    prune(dir.path(), 2).unwrap();
+    assert_eq!(names(dir.path()), ["latest", "step-00000200", "step-00000250"]);
+}
+
+#[test]
 fn latest_of_a_missing_folder_is_named_and_passed_over() {
     let dir = tempdir().unwrap();
     for step in [10, 20] {

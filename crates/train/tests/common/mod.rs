@@ -58,12 +58,16 @@ pub(crate) fn run(config: &Value, resume: bool, stop_after: Option<u64>) -> Trai
 pub(crate) fn try_run(config: &Value, resume: bool, stop_after: Option<u64>) -> Result<Trained, train::TrainError> {
     let (mut steps, mut notices, mut saved, stop) = (Vec::new(), Vec::new(), Vec::new(), Stop::default());
     let flag = stop.clone();
+    let stop_at = |step: u64| {
+        if Some(step) == stop_after {
+            flag.0.store(15, std::sync::atomic::Ordering::Relaxed);
+        }
+    };
     let mut watch = |event: Event<'_>| match event {
+        Event::Started { done_steps, .. } => stop_at(done_steps),
         Event::Step(metrics) => {
             steps.push(metrics.clone());
-            if Some(metrics.step) == stop_after {
-                flag.0.store(15, std::sync::atomic::Ordering::Relaxed);
-            }
+            stop_at(metrics.step);
         }
         Event::Notice(text) => notices.push(text.to_owned()),
         Event::Saved { path } => saved.push(path.to_owned()),

@@ -33,7 +33,7 @@ pub(super) static KEYS: &[Key] = keys! {
     "run", SECTION, "{}", Honoured, "how long, where to and how often";
     "run.batch_ramp", SECTION, "null", Honoured, "early steps take fewer samples; null: every step takes train_batch_size";
     "run.batch_ramp.start", POSITIVE, "null", Honoured, "samples of the first step, whole micro-batches on every rank";
-    "run.batch_ramp.steps", Int { min: 1, max: 10_000_000 }, "null", Honoured, "steps until train_batch_size";
+    "run.batch_ramp.steps", Int { min: 1, max: 1_000_000 }, "null", Honoured, "steps until train_batch_size";
     "run.checkpoint_async", Bool, "null", Honoured, "checkpoints are written while training goes on, from a copy of the state in memory; null: where there is memory for it";
     "run.checkpoint_every", COUNT, "0", Honoured, "steps between checkpoints; 0: one at the end";
     "run.clip_value", ABOVE_ZERO, "null", Honoured, "largest magnitude of an element of the mean gradient, before gradient_clipping; null: any";
@@ -42,6 +42,7 @@ pub(super) static KEYS: &[Key] = keys! {
     "run.ema_decay", BELOW_ONE, "null", Honoured, "decay of a running average of the weights (f32), which is evaluated and exported; null: none";
     "run.epochs", ABOVE_ZERO, "null", Honoured, "length in passes over the training data; 1 when no length is given";
     "run.eval_every", COUNT, "0", Honoured, "steps between evaluations; 0: one at the end";
+    "run.gradient_noise", NOT_NEGATIVE, "0.0", Honoured, "eta of normal noise of variance eta / (1 + t)^0.55 at update t, added to the clipped mean gradient; 0: none";
     "run.isa", Names(&["portable", "avx2", "avx512", "avx512_bf16"]), "null", Honoured, "highest instruction set used; null: the machine's";
     "run.keep_checkpoints", COUNT, "3", Honoured, "newest checkpoints kept; 0 = all";
     "run.l1_penalty", NOT_NEGATIVE, "0.0", Honoured, "times the sign of each weight outside optimizer.no_decay, added to the gradient";
@@ -50,7 +51,7 @@ pub(super) static KEYS: &[Key] = keys! {
     "run.loss_spike", SECTION, "null", Honoured, "a guard against a batch whose loss leaps; null: none";
     "run.loss_spike.action", Names(&["skip", "stop"]), "\"skip\"", Honoured, "skip the batch's update and say so, or stop the run before it";
     "run.loss_spike.factor", Number(Excluded(1.0), Unbounded), "2.0", Honoured, "a loss above this many times the mean of the window is a spike";
-    "run.loss_spike.window", POSITIVE, "20", Honoured, "steps of the mean; there is no spike before them, and as many in a row stop the run";
+    "run.loss_spike.window", Int { min: 1, max: 10_000 }, "20", Honoured, "steps of the mean; there is no spike before them, and as many in a row stop the run";
     "run.output", Text, "null", Honoured, "folder of the run; null: runs/<the file's name>";
     "run.recompute", Bool, "false", Honoured, "keeps each block's input alone and computes the rest again in backward";
     "run.sample_every", COUNT, "0", Honoured, "steps between printed samples; 0: one at the end";
