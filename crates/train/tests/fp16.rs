@@ -96,7 +96,10 @@ fn a_stopped_run_goes_on_bit_for_bit_with_its_scale_and_hysteresis() {
     };
     let whole = of(&undisturbed);
     assert_eq!(parts.iter().flat_map(&of).collect::<Vec<_>>(), whole);
-    assert!(whole.iter().any(|step| step.2 == Some(true)) && whole.windows(2).any(|pair| pair[1].1 > pair[0].1), "{whole:?}");
+    assert!(
+        whole.iter().any(|step| step.2 == Some(true)) && whole.windows(2).any(|pair| pair[1].1 > pair[0].1),
+        "{whole:?}"
+    );
     assert!(weights(&whole_output) == weights(&cut_output), "final weights differ");
 }
 
