@@ -4,14 +4,14 @@
 //! 1. Read the text ([`super::read`]); older names become today's.
 //! 2. Write `--set` values, then `--model` and `--data`, over it.
 //! 3. Find the keys of the types it names and check every value ([`super::check`]), then what several keys
-//!    say together ([`super::together`], and DeepSpeed's own rules, [`super::compatible`]).
+//!    say together ([`super::together`]).
 //! 4. Fill in defaults ([`super::resolve::fill`]) and read the typed configuration from that.
 
 use super::check::{self, Fault, shown};
 use super::error::ConfigError;
 use super::keys::{Keys, Kind, TypeKeys, join, type_keys};
 use super::resolve::{self, Origin};
-use super::{Given, RunConfig, compatible, encoded, read, together};
+use super::{Given, RunConfig, encoded, read, together};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -74,9 +74,9 @@ pub(super) fn from_value(value: Value, name: &str, overrides: &Overrides<'_>) ->
     let Types { keys, later } = types(&mut root).map_err(blame)?;
     let keys = Keys::new(&keys);
     let mut unheeded = check::check(&keys, &mut root).map_err(blame)?;
-    together::check(&root).map_err(blame)?;
-    compatible::check(&root, &resolve::fill(&keys, &root)).map_err(blame)?;
+    together::check(&root, &resolve::fill(&keys, &root)).map_err(blame)?;
 
+    notices.extend(known_warmup(&mut root));
     derive(&mut root, name, &mut origins);
     let filled = Value::Object(resolve::fill(&keys, &root));
     let mut typed = filled.clone();
@@ -265,6 +265,20 @@ fn types(root: &mut Map<String, Value>) -> Result<Types, Fault> {
         }
     }
     Ok(found)
+}
+
+/// DeepSpeed takes a curve it does not know for the logarithm, and says so.
+fn known_warmup(root: &mut Map<String, Value>) -> Option<String> {
+    let scheduler = root.get_mut("scheduler")?;
+    let is_deepspeeds = ["WarmupLR", "WarmupDecayLR", "WarmupCosineLR"].iter().any(|name| scheduler["type"] == *name);
+    let curve = scheduler.get_mut("params")?.get_mut("warmup_type")?;
+    if !is_deepspeeds || ["log", "linear"].iter().any(|known| curve == known) {
+        return None;
+    }
+    let notice =
+        format!("scheduler.params.warmup_type is {curve}, which is neither log nor linear: it is taken for log");
+    *curve = "log".into();
+    Some(notice)
 }
 
 /// Values that follow from others rather than from the table.

@@ -5,7 +5,6 @@
 //! | `read` | text to JSON: comments, trailing commas, keys that stand twice |
 //! | [`keys`], `table` | every key: type, range, default, fate, meaning |
 //! | `check`, `together` | the walk over a file against the table; rules between keys |
-//! | `compatible` | DeepSpeed's rules of what goes with what |
 //! | `load` | file and command line to [`RunConfig`] |
 //! | `rules`, `scheduler` | optimizer and schedule |
 //! | `encoded` | a configuration as an argument, in base64 |
@@ -20,7 +19,6 @@
 //! Not here: what follows from the numbers ([`crate::plan`]).
 
 mod check;
-mod compatible;
 mod encoded;
 mod error;
 pub mod keys;
@@ -37,7 +35,8 @@ pub use error::ConfigError;
 pub use load::Overrides;
 pub use resolve::{Fate, Origin, Setting};
 pub use rules::{AdamParams, GroupConfig, MuonParams, NoRule, OptimizerConfig, OptimizerRule, Rated, RatedRule};
-pub use scheduler::{SchedulerConfig, WarmupCurve};
+pub(crate) use scheduler::groups_per_item;
+pub use scheduler::{PerGroup, SchedulerConfig};
 
 use crate::curriculum::CurriculumConfig;
 use crate::layer_drop::LayerDropConfig;
@@ -177,13 +176,13 @@ pub struct Fp16Config {
     pub loss_scale: f64,
     /// Power of 2 of the first dynamic scale.
     pub initial_scale_power: u64,
-    /// Clean steps between two growths of a dynamic scale, above 0.
-    pub loss_scale_window: u64,
-    /// Overflows until a dynamic scale falls, above 0.
-    pub hysteresis: u64,
+    /// Clean steps between two growths of a dynamic scale, above 0 where there is one.
+    pub loss_scale_window: i64,
+    /// Overflows until a dynamic scale falls, above 0 where there is one.
+    pub hysteresis: i64,
     /// Every clean step fills hysteresis again.
     pub consecutive_hysteresis: bool,
-    /// The lowest dynamic scale, above 0.
+    /// The lowest dynamic scale, above 0 where there is one.
     pub min_loss_scale: f64,
 }
 
@@ -386,9 +385,13 @@ impl RunConfig {
         self.run.checkpoint_async.or(writer.and_then(|writer| writer.decoupled))
     }
 
-    /// The learning rate of every step, for an optimizer whose own rate is `lr` and a run of `run_steps` steps.
+    /// The learning rate of every step, for an optimizer whose own rate is `lr` and a run of `run_steps` steps: that of the
+    /// weights outside `optimizer.groups`.
     pub fn schedule(&self, lr: f64, run_steps: u64) -> Schedule {
-        self.scheduler.as_ref().map_or(Schedule::Constant { lr }, |scheduler| scheduler.schedule(lr, run_steps))
+        let Some(scheduler) = &self.scheduler else { return Schedule::Constant { lr } };
+        let rest =
+            self.optimizer.as_ref().map_or(0, |optimizer| optimizer.groups.len() * groups_per_item(&optimizer.rule));
+        scheduler.schedule(rest, lr, run_steps)
     }
 
     /// Refuses a schedule that follows evaluations in a run that has none.
