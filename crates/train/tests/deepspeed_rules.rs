@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 use train::RunConfig;
+use train::config::{Origin, Overrides};
 use train::plan::report::PlanReport;
 
 /// Every key resolved on `ranks` ranks, or the refusal.
@@ -214,4 +215,48 @@ fn lengths_given_by_hand_need_a_last_step_and_are_looked_up_as_deepspeed_does() 
     };
     accepted([file(json!([8, 16, 64]), json!([5, 10]))]);
     refused([file(json!([8]), json!([])), file(json!([8, 16]), json!([5, 10])), file(json!([]), json!([]))]);
+}
+
+/// A file's plan with words of the command line, on one rank.
+fn plan_set(file: &Value, set: &[&str]) -> Result<PlanReport, String> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("ds.json");
+    std::fs::write(&path, file.to_string()).expect("a file");
+    let set: Vec<String> = set.iter().map(|text| (*text).to_owned()).collect();
+    let config = RunConfig::load(&path, &Overrides { set: &set, ..Overrides::default() });
+    let report = config
+        .map_err(|error| error.to_string())
+        .and_then(|config| PlanReport::of(&config, 1).map_err(|error| error.to_string()));
+    report.map_err(|error| error.replace(&path.display().to_string(), "FILE"))
+}
+
+#[test]
+fn what_the_command_line_says_is_blamed_on_it_in_plans_too() {
+    let file = with("model", json!({ "preset": "gpt2-124m" }));
+    for (set, want) in [
+        (
+            "train_micro_batch_size_per_gpu=3",
+            "--set: train_batch_size is 8 (given), but train_micro_batch_size_per_gpu 3",
+        ),
+        ("sequence_parallel_size=2", "--set: 1 ranks cannot be divided into sequence_parallel_size 2"),
+        ("run.batch_ramp.start=3", "--set: run.batch_ramp.steps is missing"),
+        ("optimizer.no_decay=[\"nothing\"]", "--set: optimizer.no_decay has \"nothing\", which matches no weight"),
+        ("optimizer.groups=[{\"match\": [\"*\"], \"frozen\": true}]", "--set: optimizer.groups freezes every weight"),
+    ] {
+        let refusal = plan_set(&file, &[set]).map(|_| ()).unwrap_err();
+        assert!(refusal.starts_with(want), "{set}: {refusal}");
+    }
+    let misfit = plan_set(&json!({ "train_batch_size": 8, "gradient_accumulation_steps": 3 }), &["run.seed=1"]);
+    assert!(misfit.map(|_| ()).unwrap_err().starts_with("FILE: train_batch_size is 8"));
+}
+
+#[test]
+fn a_switch_of_offload_on_the_command_line_is_the_origin_of_the_section_it_stands_for() {
+    for (switch, section) in [("cpu_offload", "offload_optimizer"), ("cpu_offload_param", "offload_param")] {
+        let set = format!("zero_optimization.{switch}=true");
+        let report = plan_set(&with("zero_optimization", json!({ "stage": 3 })), &[&set]).expect("a plan");
+        let key = format!("zero_optimization.{section}.device");
+        let setting = report.settings.iter().find(|setting| setting.key == key).expect("a device");
+        assert_eq!((&setting.value, setting.origin), (&json!("cpu"), Origin::Set));
+    }
 }

@@ -158,11 +158,14 @@ fn rename_older(root: &mut Map<String, Value>) -> Result<Vec<String>, String> {
     Ok(notices)
 }
 
+/// Switches of `zero_optimization` that became sections.
+const SWITCHES: [(&str, &str); 2] = [("cpu_offload", "offload_optimizer"), ("cpu_offload_param", "offload_param")];
+
 /// `cpu_offload: true` becomes `offload_optimizer: { device: cpu }`, and likewise for the weights.
 fn switches_of_offload(root: &mut Map<String, Value>) -> Result<Vec<String>, String> {
     let mut notices = Vec::new();
     let Some(zero) = root.get_mut("zero_optimization").and_then(Value::as_object_mut) else { return Ok(notices) };
-    for (older, today) in [("cpu_offload", "offload_optimizer"), ("cpu_offload_param", "offload_param")] {
+    for (older, today) in SWITCHES {
         let Some(value) = zero.shift_remove(older) else { continue };
         let (older, path) = (format!("zero_optimization.{older}"), format!("zero_optimization.{today}"));
         if zero.contains_key(today) {
@@ -188,7 +191,7 @@ fn own_path(path: &str) -> String {
     renamed.unwrap_or_else(|| path.to_owned())
 }
 
-/// Writes one `key.path=value`; the value is JSON if it reads as such, else text. Returns the path.
+/// Writes one `key.path=value`; the value is JSON if it reads as such, else text. Returns the path that it has in the end.
 fn set(root: &mut Map<String, Value>, text: &str) -> Result<String, ConfigError> {
     let Some((path, raw)) = text.split_once('=').filter(|(path, _)| !path.split('.').any(str::is_empty)) else {
         return Err(ConfigError::about("--set", format!("{text:?} must be key.path=value, such as run.steps=100")));
@@ -209,7 +212,8 @@ fn set(root: &mut Map<String, Value>, text: &str) -> Result<String, ConfigError>
         let found = resolve::at(root, &section).unwrap_or(&Value::Null);
         ConfigError::about("--set", format!("{path} cannot be set: {section} is {}, not a section", shown(found)))
     })?;
-    Ok(path.to_owned())
+    let own = SWITCHES.iter().find(|(older, _)| *path == join("zero_optimization", older));
+    Ok(own.map_or_else(|| path.to_owned(), |(_, own)| join("zero_optimization", own)))
 }
 
 /// `--model` and `--data` replace what the file says of the model and of the training data.

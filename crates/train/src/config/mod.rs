@@ -5,8 +5,10 @@
 //! | `read` | text to JSON: comments, trailing commas, keys that stand twice |
 //! | [`keys`], `table` | every key: type, range, default, fate, meaning |
 //! | `check`, `together` | the walk over a file against the table; rules between keys |
+//! | `instead` | what to use in place of keys that do not work yet |
 //! | `load` | file and command line to [`RunConfig`] |
 //! | `rules`, `scheduler` | optimizer and schedule |
+//! | `precision` | f32, bf16 or fp16 |
 //! | `encoded` | a configuration as an argument, in base64 |
 //! | `resolve` | every key with its final value and its origin |
 //! | [`mod@reference`] | the page of all keys, `docs/config.md` |
@@ -21,8 +23,10 @@
 mod check;
 mod encoded;
 mod error;
+mod instead;
 pub mod keys;
 mod load;
+pub(crate) mod precision;
 mod read;
 pub mod reference;
 mod resolve;
@@ -37,6 +41,7 @@ pub use resolve::{Fate, Origin, Setting};
 pub use rules::{AdamParams, GroupConfig, MuonParams, NoRule, OptimizerConfig, OptimizerRule, Rated, RatedRule};
 pub(crate) use scheduler::groups_per_item;
 pub use scheduler::{PerGroup, SchedulerConfig};
+pub(crate) use together::tensor_ranks;
 
 use crate::curriculum::CurriculumConfig;
 use crate::layer_drop::LayerDropConfig;
@@ -325,6 +330,19 @@ impl RunConfig {
             argument @ ("--model" | "--data") => ConfigError::about(argument, message),
             source => ConfigError::about(source, format!("{path}: {message}")),
         }
+    }
+
+    /// An error about what several keys say together, which the message names itself: it begins with the words of the
+    /// command line that said one of them, else with the file.
+    pub(crate) fn error_of(&self, paths: &[&str], message: impl std::fmt::Display) -> ConfigError {
+        let name = self.given.name.as_str();
+        let mut sources = paths.iter().map(|path| load::source(name, &self.given.origins, path));
+        ConfigError::about(sources.find(|source| *source != name).unwrap_or(name), message)
+    }
+
+    /// The format of activations and compute copies.
+    pub fn dtype(&self) -> tensor::DType {
+        precision::dtype(|section| if section == "fp16" { self.fp16.enabled } else { self.bf16.enabled })
     }
 
     /// Refuses keys that are known and do not work yet. A plan may hold them, a run may not.

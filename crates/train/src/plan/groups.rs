@@ -97,7 +97,10 @@ impl ParamGroups {
             assigned.push(Some(at));
         }
         if groups.is_empty() {
-            return Err(config.error("optimizer.groups freezes every weight; at least one must be trained"));
+            return Err(config.error_of(
+                &["optimizer.groups"],
+                "optimizer.groups freezes every weight; at least one must be trained",
+            ));
         }
         Ok(Self { groups, places, assigned, moments: optimizer.moments, name: main.name() })
     }
@@ -156,7 +159,7 @@ impl Resolve<'_> {
         let (base, RatedRule { lr, weight_decay, rule }) = (self.optimizer.rule.lr(), rule.rated(is_hidden_matrix));
         let has_share = self.config.scheduler.as_ref().is_none_or(|scheduler| !scheduler.writes_rates());
         if has_share && base == 0.0 && lr != 0.0 {
-            return Err(self.config.error(format!(
+            return Err(self.config.error_of(&["optimizer.params.lr"], format!(
                 "optimizer.params.lr is 0 and some weights have the rate {lr}; rates of groups follow the schedule of \
                  optimizer.params.lr in proportion, so it must be above 0"
             )));
@@ -186,9 +189,12 @@ fn is_hidden_matrix(spec: &ParamSpec) -> bool {
 
 fn check_own(config: &RunConfig, rule: &OptimizerRule, is_given: bool) -> Result<(), ConfigError> {
     match (matches!(rule, OptimizerRule::Custom(_)), is_given) {
-        (true, false) => Err(config
-            .error("optimizer.type is \"custom\"; its rule must come from a program, through Engine::with_optimizer")),
-        (false, true) => Err(config.error(
+        (true, false) => Err(config.error_of(
+            &["optimizer.type"],
+            "optimizer.type is \"custom\"; its rule must come from a program, through Engine::with_optimizer",
+        )),
+        (false, true) => Err(config.error_of(
+            &["optimizer.type"],
             "optimizer.type is not \"custom\" and the program gives a rule of its own; write { \"type\": \"custom\" }",
         )),
         _ => Ok(()),
@@ -203,7 +209,7 @@ fn check_globs(config: &RunConfig, optimizer: &OptimizerConfig, model: &Model) -
             let mut names = model.params.iter().filter(|spec| !spec.is_table()).map(|spec| &spec.name);
             if !names.any(|name| glob_matches(glob, name)) {
                 let rule = "it must match the name of at least one weight, such as \"*bias\"";
-                return Err(config.error(format!("{path} has {glob:?}, which matches no weight; {rule}")));
+                return Err(config.error_of(&[&path], format!("{path} has {glob:?}, which matches no weight; {rule}")));
             }
         }
     }
@@ -215,13 +221,16 @@ fn check_averages(config: &RunConfig, main: &dyn Optimizer) -> Result<(), Config
     let (name, averages) = (main.name(), main.states([1].into()).iter().any(|state| state.name == AVERAGE));
     if let Some(decay) = config.run.ema_decay.filter(|_| averages) {
         let message = format!("run.ema_decay is {decay}, but {name} averages the weights itself; remove run.ema_decay");
-        return Err(config.error(message));
+        return Err(config.error_of(&["run.ema_decay", "optimizer.type"], message));
     }
     if averages && config.scheduler.is_some() {
-        return Err(config.error(format!(
-            "scheduler is given, but {name} takes the place of a schedule; remove scheduler and warm up by \
+        return Err(config.error_of(
+            &["scheduler", "scheduler.type", "optimizer.type"],
+            format!(
+                "scheduler is given, but {name} takes the place of a schedule; remove scheduler and warm up by \
              optimizer.params.warmup_steps"
-        )));
+            ),
+        ));
     }
     Ok(())
 }
@@ -234,7 +243,7 @@ fn check_moments(config: &RunConfig, optimizer: &OptimizerConfig, main: &dyn Opt
     let moments = serde_json::json!(optimizer.moments);
     let message =
         format!("optimizer.moments is {moments}, but {} keeps none by element; it must be \"f32\"", main.name());
-    Err(config.error(message))
+    Err(config.error_of(&["optimizer.moments", "optimizer.type"], message))
 }
 
 #[cfg(test)]

@@ -17,6 +17,8 @@ mod precision;
 mod ranks;
 mod training;
 
+pub(crate) use ranks::tensor_ranks;
+
 use super::check::{Fault, shown};
 use super::keys::join;
 use super::resolve;

@@ -1,6 +1,7 @@
 //! Rules of fp16, bf16, amp and the dtypes beside them.
 
-use super::{Fault, File, fault};
+use super::{Fault, File, fault, join};
+use crate::config::precision::{dtype, name};
 use crate::loss_scale::MAX_SCALE;
 use serde_json::Value;
 
@@ -36,11 +37,7 @@ impl File<'_> {
         let stage = self.stage();
         let why = format!(", but zero_optimization.stage is {stage}; apex works with stage 0 alone");
         self.refuse(amp && stage > 0, "amp.enabled", &why)?;
-        let mode = match (fp16, bf16) {
-            (true, _) => "fp16",
-            (_, true) => "bf16",
-            _ => "fp32",
-        };
+        let mode = name(dtype(|section| self.is_on(&join(section, "enabled"))));
         let param = self.value("data_types.param_dtype").as_str();
         let why =
             format!(", but the weights are {mode} by fp16.enabled and bf16.enabled; remove it or make it \"{mode}\"");

@@ -4,6 +4,11 @@ use super::{Fault, File, fault};
 use crate::config::check::shown;
 use serde_json::Value;
 
+/// Ranks that split each matrix, which two keys can say; 1: none. `number`: what stands at a path, 0 for nothing.
+pub(crate) fn tensor_ranks(number: impl Fn(&str) -> u64) -> u64 {
+    number("tensor_parallel.autotp_size").max(number("tensor_parallel.tp.tp_size")).max(1)
+}
+
 impl File<'_> {
     fn offloads_optimizer(&self) -> bool {
         matches!(self.value("zero_optimization.offload_optimizer.device").as_str(), Some("cpu" | "nvme"))
@@ -88,8 +93,7 @@ impl File<'_> {
     /// Ways of sharing work that exclude each other.
     pub(super) fn axes(&self) -> Result<(), Fault> {
         let stage = self.stage();
-        let autotp = "tensor_parallel.autotp_size";
-        let splits = self.number(autotp).max(self.number("tensor_parallel.tp.tp_size")) > 1.0;
+        let splits = tensor_ranks(|path| self.number(path) as u64) > 1;
         self.refuse(
             splits && stage == 3,
             "zero_optimization.stage",
