@@ -100,7 +100,8 @@ impl Engine {
         queue: Queue,
         own: Option<Arc<dyn Optimizer>>,
     ) -> Result<Self> {
-        let groups = ParamGroups::resolve(&config, &model, own)?;
+        let mut groups = ParamGroups::resolve(&config, &model, own)?;
+        groups.settle(&config, &plan);
         let state = TrainState::new(&model, source, &queue, plan.dtype, &groups, config.run.ema_decay)?;
         let (counters, pending) = Default::default();
         let scaler = config.fp16.enabled.then(|| LossScaler::new(config.fp16));
@@ -156,6 +157,7 @@ impl Engine {
     /// Settles the length of the run against the data.
     pub(crate) fn resolve_steps(&mut self, epoch_samples: u64) -> Result<()> {
         self.plan = RunPlan::resolve(&self.config, self.plan.sequence_length, epoch_samples)?;
+        self.groups.settle(&self.config, &self.plan);
         Ok(())
     }
 
