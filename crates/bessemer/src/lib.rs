@@ -51,4 +51,4 @@ pub use tensor;
 pub use train;
 
 pub use train::config::{Overrides, RunConfig};
-pub use train::{Engine, Event, Observer, Outcome, Run, Silent, TrainError, TrainingData};
+pub use train::{Callback, Control, Engine, Event, Observer, Outcome, Run, Silent, TrainError, TrainingData, initialize};

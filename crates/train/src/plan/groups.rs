@@ -79,6 +79,11 @@ impl ParamGroups {
         self.assigned[id.index()].map(|place| &self.groups[place])
     }
 
+    /// What the scheduled rate is multiplied by in each group, in the order of their first weights.
+    pub fn lr_ratios(&self) -> impl Iterator<Item = f64> + '_ {
+        self.groups.iter().map(|group| group.lr_ratio)
+    }
+
     /// The name of the rule, by which checkpoints are told apart.
     pub fn name(&self) -> &'static str {
         self.name
