@@ -87,7 +87,8 @@ fn a_loop_of_ones_own_gives_the_bits_of_train_batch() {
         let (mut whole, mut parts) = (engine(keys.clone()), engine(keys.clone()));
         for step in 0..4 {
             let want = whole.train_batch(&batch(step)).expect("a step");
-            assert_eq!(by_hand(&mut parts, step), want, "{keys}, step {step}");
+            // As text, in which NaN is itself: the first steps in fp16 overflow.
+            assert_eq!(format!("{:?}", by_hand(&mut parts, step)), format!("{want:?}"), "{keys}, step {step}");
         }
         assert_eq!(parts.counters(), whole.counters());
         assert!(weights(&parts) == weights(&whole), "{keys}: the weights differ");
@@ -239,18 +240,18 @@ fn the_caller_may_own_the_boundary() {
 
 #[test]
 fn the_rate_that_is_set_holds_until_the_schedule_moves_and_groups_keep_their_ratio() {
-    let groups = json!({ "type": "SGD", "params": { "lr": 0.5 }, "groups": [{ "params": ["*wte*"], "lr": 0.25 }] });
+    let groups = json!({ "type": "SGD", "params": { "lr": 0.5 }, "groups": [{ "match": ["*wte*"], "lr": 0.25 }, { "match": ["*wpe*"], "frozen": true }] });
     let mut constant = engine(json!({ "optimizer": groups }));
-    assert_eq!(constant.get_lr(), [0.25, 0.5]);
+    assert_eq!(constant.get_lr(), [0.5, 0.25, 0.0]);
     constant.set_lr(0.0).expect("a rate");
     let before = weights(&constant);
     for step in 0..2 {
         constant.train_batch(&batch(step)).expect("a step");
     }
-    assert_eq!(constant.get_lr(), [0.0, 0.0]);
+    assert_eq!(constant.get_lr(), [0.0; 3]);
     assert!(weights(&constant) == before, "a rate of 0 changes nothing");
     constant.set_lr(0.1).expect("a rate");
-    assert_eq!(constant.get_lr(), [0.05, 0.1]);
+    assert_eq!(constant.get_lr(), [0.1, 0.05, 0.0]);
     assert_eq!(
         refusal(constant.set_lr(f64::NAN)),
         "Engine::set_lr: the rate is NaN; it must be a number of at least 0"

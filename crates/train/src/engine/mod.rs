@@ -217,9 +217,10 @@ impl Engine {
         self.set_lr.unwrap_or_else(|| self.plateau.map_or(lr, |plateau| plateau.lr(lr)))
     }
 
-    /// The rates of the next step: one for each group of weights that are updated alike, in the order of their first weight.
+    /// The rates of the next step: that of weights in no item of `optimizer.groups`, then that of each item, 0 where it is
+    /// frozen.
     pub fn get_lr(&self) -> Vec<f64> {
-        self.groups.lr_ratios().map(|ratio| self.lr() * ratio).collect()
+        self.groups.lr_ratios().iter().map(|ratio| self.lr() * ratio).collect()
     }
 
     /// Sets the rate of `optimizer.params.lr` from the next step on; groups with rates of their own keep their ratio to it. A

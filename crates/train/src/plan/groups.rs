@@ -36,6 +36,8 @@ pub struct ParamGroups {
     groups: Vec<ParamGroup>,
     /// By parameter: its group; none where it is frozen or a computed table.
     assigned: Vec<Option<usize>>,
+    /// See [`ParamGroups::lr_ratios`].
+    lr_ratios: Vec<f64>,
     /// The format of moments.
     pub moments: Moments,
     name: &'static str,
@@ -56,6 +58,7 @@ impl ParamGroups {
         check_averages(config, main.as_ref())?;
         check_moments(config, optimizer, main.as_ref())?;
         let resolve = Resolve { config, optimizer, own, rules: rules(config, optimizer)? };
+        let lr_ratios = resolve.lr_ratios();
         let (mut groups, mut places, mut assigned) = (Vec::new(), HashMap::new(), Vec::new());
         for spec in &model.params {
             let Some(key) = resolve.key(spec) else {
@@ -71,7 +74,7 @@ impl ParamGroups {
         if groups.is_empty() {
             return Err(config.error("optimizer.groups freezes every weight; at least one must be trained"));
         }
-        Ok(Self { groups, assigned, moments: optimizer.moments, name: main.name() })
+        Ok(Self { groups, assigned, lr_ratios, moments: optimizer.moments, name: main.name() })
     }
 
     /// The group of a parameter; none where it is not trained.
@@ -79,9 +82,10 @@ impl ParamGroups {
         self.assigned[id.index()].map(|place| &self.groups[place])
     }
 
-    /// What the scheduled rate is multiplied by in each group, in the order of their first weights.
-    pub fn lr_ratios(&self) -> impl Iterator<Item = f64> + '_ {
-        self.groups.iter().map(|group| group.lr_ratio)
+    /// What the scheduled rate is multiplied by: for weights in no item of `optimizer.groups`, and in each of them; 0 where
+    /// it is frozen.
+    pub fn lr_ratios(&self) -> &[f64] {
+        &self.lr_ratios
     }
 
     /// The name of the rule, by which checkpoints are told apart.
@@ -102,6 +106,14 @@ struct Resolve<'a> {
 }
 
 impl Resolve<'_> {
+    fn lr_ratios(&self) -> Vec<f64> {
+        let base = self.optimizer.rule.lr();
+        let ratio = |rule: &OptimizerRule| if rule.lr() == base { 1.0 } else { rule.lr() / base };
+        let items = self.optimizer.groups.iter().zip(&self.rules);
+        let items = items.map(|(item, rule)| if item.frozen { 0.0 } else { ratio(rule) });
+        std::iter::once(1.0).chain(items).collect()
+    }
+
     fn key(&self, spec: &ParamSpec) -> Option<GroupKey> {
         let matches = |group: &GroupConfig| group.globs.iter().any(|glob| glob_matches(glob, &spec.name));
         let item = self.optimizer.groups.iter().position(matches);
