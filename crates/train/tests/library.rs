@@ -174,7 +174,9 @@ fn a_row_that_is_too_long_leaves_what_was_accumulated() {
     let long = Sample { input_ids: vec![1; 17], targets: vec![1; 17], positions: (0..17).collect(), ..row(0) };
     for (index, samples) in batch(0).chunks(2).enumerate() {
         if index == 2 {
-            assert!(refusal(engine.forward(&[long.clone()])).contains("longer than the model's 16 positions"));
+            assert!(
+                refusal(engine.forward(std::slice::from_ref(&long))).contains("longer than the model's 16 positions")
+            );
         }
         let loss = engine.forward(samples).expect("a forward");
         engine.backward(&loss).expect("a backward");
@@ -459,4 +461,18 @@ fn the_16_bit_model_is_bf16_unless_the_run_is_in_fp16() {
         let file = safetensors::SafeTensors::deserialize(&bytes).expect("a safetensors file");
         assert!(file.tensors().iter().all(|(_, tensor)| tensor.dtype() == want), "{name}");
     }
+}
+
+#[test]
+fn what_only_hosts_with_disks_of_their_own_need_is_refused_by_name_and_writing_in_parts_is_what_happens_anyway() {
+    let at = |keys: Value| config(json!({ "checkpoint": keys }));
+    assert_eq!(
+        at(json!({ "use_node_local_storage": true })).supported().expect_err("a refusal").to_string(),
+        "test: checkpoint.use_node_local_storage is true, which is not supported yet; it must be false"
+    );
+    let accepted =
+        at(json!({ "tag_validation": "FAIL", "load_universal": true, "parallel_write": { "pipeline_stage": true } }));
+    accepted.supported().expect("accepted");
+    assert_eq!(accepted.checkpoint.tag_validation, train::checkpoint::TagValidation::Fail);
+    assert!(accepted.checkpoint.load_universal);
 }
