@@ -56,4 +56,6 @@ pub use tensor;
 pub use train;
 
 pub use train::config::{Overrides, RunConfig};
-pub use train::{Callback, Control, Engine, Event, Observer, Outcome, Run, Silent, TrainError, TrainingData, initialize};
+pub use train::{
+    Callback, Control, Engine, Event, Observer, Outcome, Run, Silent, TrainError, TrainingData, initialize,
+};

@@ -61,7 +61,7 @@ impl Control {
         self.save = true;
     }
 
-    /// Evaluates on the validation data after this step.
+    /// Evaluates on the validation data after this step, unless that was done. A run without such data has none to evaluate.
     pub fn evaluate(&mut self) {
         self.evaluate = true;
     }

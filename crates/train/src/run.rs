@@ -18,6 +18,8 @@
 //! - Weights that are not finite are never saved.
 //! - The last checkpoint is on disk before `model/` is touched.
 
+mod moments;
+
 use crate::callback::{Callback, Control};
 use crate::config::RunConfig;
 use crate::engine::Engine;
@@ -38,7 +40,7 @@ use data::{Dataset, Tokenizer};
 use generate::{Evaluation, Forward, GenerateOptions, Sampling, TOKENS_PER_PASS};
 use models::Resident;
 use ops::Single;
-use serde_json::{Map, Value, json};
+use serde_json::json;
 use std::fs::File;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -351,53 +353,6 @@ impl<'a> Loop<'a> {
     /// Whether no step follows.
     fn is_at_end(&self) -> bool {
         self.engine.counters.step >= self.engine.plan.steps || self.asked.wants_stop()
-    }
-
-    /// Writes a line of metrics.
-    fn log(&mut self, line: &Value) -> Result<()> {
-        self.metrics.append(line)?;
-        self.engine.tell(|callback, control| callback.on_log(self.engine, line, control));
-        Ok(())
-    }
-
-    /// Takes in what callbacks have asked for since the last time, and writes their lines.
-    fn hear(&mut self) -> Result<()> {
-        self.asked.merge(self.engine.take_requests());
-        for figures in self.asked.take_logged() {
-            let mut line = Map::from_iter([("step".to_owned(), self.engine.counters.step.into())]);
-            line.extend(figures.into_iter().filter(|(key, _)| key != "step"));
-            self.log(&line.into())?;
-        }
-        Ok(())
-    }
-
-    fn begin_callbacks(&mut self) -> Result<()> {
-        let engine = &*self.engine;
-        engine.tell(|callback, control| callback.on_train_begin(engine, control));
-        let epoch = engine.counters.samples / self.data.loader.epoch_samples();
-        engine.tell(|callback, control| callback.on_epoch_begin(engine, epoch, control));
-        self.hear()
-    }
-
-    /// After a step: tells of the epochs that it ended, and of the next ones unless it is the last step. `first`: the number
-    /// of its first sample.
-    fn tell_epochs(&self, first: u64) {
-        let (engine, samples) = (&*self.engine, self.data.loader.epoch_samples());
-        for epoch in first / samples..engine.counters.samples / samples {
-            engine.tell(|callback, control| callback.on_epoch_end(engine, epoch, control));
-            if engine.counters.step < engine.plan.steps {
-                engine.tell(|callback, control| callback.on_epoch_begin(engine, epoch + 1, control));
-            }
-        }
-    }
-
-    /// At the end of the run: tells of the end of an epoch that is not whole.
-    fn end_epochs(&self) {
-        let (engine, samples) = (&*self.engine, self.data.loader.epoch_samples());
-        let (epoch, into) = (engine.counters.samples / samples, engine.counters.samples % samples);
-        if into > 0 {
-            engine.tell(|callback, control| callback.on_epoch_end(engine, epoch, control));
-        }
     }
 
     fn step(&mut self, observer: &mut dyn Observer) -> Result<()> {

@@ -241,6 +241,41 @@ fn the_caller_may_own_the_boundary() {
 }
 
 #[test]
+fn under_a_ramp_the_boundary_comes_after_as_many_micro_batches_as_the_step_has() {
+    let mut engine = engine(json!({ "run": { "batch_ramp": { "start": 2, "steps": 2 } } }));
+    let updates: Vec<bool> = (0..11)
+        .map(|index| {
+            let loss = engine.forward(&[row(2 * index), row(2 * index + 1)]).expect("a forward");
+            engine.backward(&loss).expect("a backward");
+            engine.step().expect("a step").is_some()
+        })
+        .collect();
+    let want = [[true, false, true].as_slice(), &[false, false, false, true].repeat(2)].concat();
+    assert_eq!(updates, want, "steps of 2, 4, 8 and 8 rows");
+}
+
+#[test]
+fn an_engine_may_go_to_another_thread_in_the_middle_of_a_step() {
+    let (mut engine, mut other) = (engine(json!({})), engine(json!({})));
+    let samples = batch(0);
+    let first = engine.forward(&samples[..2]).expect("a forward");
+    let mut engine = std::thread::spawn(move || {
+        engine.backward(&first).expect("a backward");
+        engine.step().expect("a step");
+        engine
+    })
+    .join()
+    .expect("the thread");
+    for samples in samples[2..].chunks(2) {
+        let loss = engine.forward(samples).expect("a forward");
+        engine.backward(&loss).expect("a backward");
+        engine.step().expect("a step");
+    }
+    other.train_batch(&samples).expect("a step");
+    assert!(weights(&engine) == weights(&other), "the weights differ");
+}
+
+#[test]
 fn the_rate_that_is_set_holds_until_the_schedule_moves_and_groups_keep_their_ratio() {
     let groups = json!({ "type": "SGD", "params": { "lr": 0.5 }, "groups": [{ "match": ["*wte*"], "lr": 0.25 }, { "match": ["*wpe*"], "frozen": true }] });
     let mut constant = engine(json!({ "optimizer": groups }));
