@@ -1,4 +1,5 @@
-//! What a run tells whoever watches it: a progress bar, a log, a test.
+//! What a run tells whoever watches it: a progress bar, a log, a test. Who watches sees no engine and changes nothing; code
+//! that takes part in training is a [`crate::callback`].
 
 use crate::plan::RunPlan;
 use std::path::Path;

@@ -7,6 +7,7 @@
 //! | [`model_source`] | where the model comes from: folder, preset, config |
 //! | [`training_data`] | the training and validation samples of a run |
 //! | [`engine`] | a model in training: batches in, reports out |
+//! | [`callback`] | code of a user's own at every stage of training |
 //! | [`step`] | one optimizer step |
 //! | [`curriculum`] | rows that grow with the steps |
 //! | [`layer_drop`] | layers left out at random |
@@ -20,6 +21,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bench;
+pub mod callback;
 pub mod checkpoint;
 pub mod config;
 pub mod curriculum;
@@ -45,8 +47,9 @@ pub mod step;
 pub mod system;
 pub mod training_data;
 
+pub use callback::{Callback, Control};
 pub use config::RunConfig;
-pub use engine::Engine;
+pub use engine::{Engine, LoadOptions, Loss, initialize};
 pub use error::{Result, TrainError};
 pub use event::{Event, Observer, Silent};
 pub use run::{Outcome, Run};

@@ -43,6 +43,7 @@ pub(crate) use scheduler::groups_per_item;
 pub use scheduler::{PerGroup, SchedulerConfig};
 pub(crate) use together::tensor_ranks;
 
+use crate::checkpoint::TagValidation;
 use crate::curriculum::CurriculumConfig;
 use crate::layer_drop::LayerDropConfig;
 use crate::loss_spike::LossSpikeConfig;
@@ -71,6 +72,8 @@ pub struct RunConfig {
     pub train_micro_batch_size_per_gpu: Option<u64>,
     /// Micro-batches of one optimizer step.
     pub gradient_accumulation_steps: Option<u64>,
+    /// Whether the engine counts micro-batches to the end of a step in a program's own loop; false: every step updates.
+    pub managed_gradient_accumulation: bool,
     /// Largest global L2 norm of the gradient; 0 = off.
     pub gradient_clipping: f64,
     /// Steps between log lines; see [`RunConfig::log_every`].
@@ -242,6 +245,10 @@ pub struct ZeroConfig {
 /// The `checkpoint` section.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct CheckpointConfig {
+    /// What happens when ranks save one checkpoint under different tags.
+    pub tag_validation: TagValidation,
+    /// A program that loads without a tag where there is no checkpoint is told so by an error.
+    pub load_universal: bool,
     /// None: not given.
     pub writer: Option<WriterConfig>,
 }

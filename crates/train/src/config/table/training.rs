@@ -22,10 +22,10 @@ pub(super) static KEYS: &[Key] = keys! {
     "bf16.immediate_grad_update", Bool, "false", NoEffect, "gradients always add into f32 as they are made";
     "checkpoint", SECTION, "{}", Honoured, "how checkpoints are written";
     "checkpoint.checkpoint_serialization", Bool, "true", NoEffect, "PyTorch's file format";
-    "checkpoint.load_universal", Bool, "false", NoEffect, "any mesh reads our checkpoints";
+    "checkpoint.load_universal", Bool, "false", Honoured, "any mesh reads our checkpoints; true: a program's load_checkpoint fails where there is none";
     "checkpoint.parallel_write", SECTION, "{}", Honoured, "who writes";
     "checkpoint.parallel_write.pipeline_stage", Bool, "false", NoEffect, "stages write side by side";
-    "checkpoint.tag_validation", Names(&["Warn", "Ignore", "Fail"]), "\"Warn\"", NoEffect, "whether ranks compare their tags";
+    "checkpoint.tag_validation", Names(&["Warn", "Ignore", "Fail"]), "\"Warn\"", Honoured, "what happens when ranks save one checkpoint under different tags; one rank has none to compare";
     "checkpoint.use_node_local_storage", Bool, "false", NOT_YET, "each host keeps its own part";
     "checkpoint.writer", SECTION, "null", Honoured, "how files are written";
     "checkpoint.writer.data_parallel", Names(&["REPLICA", "SOCKET", "MACHINE"]), "null", NoEffect, "which ranks share the writing";
@@ -55,7 +55,7 @@ pub(super) static KEYS: &[Key] = keys! {
     "gradient_clipping", NOT_NEGATIVE, "1.0", Honoured, "largest global L2 norm of the gradient; 0 = off";
     "graph_harvesting", Bool, "false", NoEffect, "CUDA graph of the optimizer step";
     "log_level", Names(&["debug", "info", "warning", "error", "critical"]), "null", NoEffect, "level of the log";
-    "managed_gradient_accumulation", Bool, "true", NOT_YET, "false: the caller says where a step ends";
+    "managed_gradient_accumulation", Bool, "true", Honoured, "false: in a program's own loop every step() updates; train counts as ever";
     "memory_breakdown", Bool, "false", NoEffect, "memory in the log";
     "optimizer", SECTION, "null", Honoured, "the update rule";
     "optimizer.groups", List(&SECTION), "[]", Honoured, "weights with settings of their own: a key of params overrides it there; the first match takes a weight";
