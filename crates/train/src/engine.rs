@@ -3,11 +3,12 @@
 //! [`Engine::train`] runs a whole run file; [`Engine::train_batch`] one optimizer step; [`Engine::micro_batch`] and
 //! [`Engine::step`] are the two halves of it for loops of a user's own, and give the same bits.
 
+use crate::breakdown::Clock;
 use crate::checkpoint::{Checkpoint, Counters};
 use crate::config::RunConfig;
 use crate::curriculum::cut;
 use crate::error::{Result, TrainError};
-use crate::event::{Observer, Silent};
+use crate::event::{Event, Observer, Silent};
 use crate::loss_scale::{LossScaler, ScaleChange};
 use crate::loss_spike::SpikeGuard;
 use crate::plan::groups::ParamGroups;
@@ -42,6 +43,8 @@ pub struct Engine {
     pub(crate) plateau: Option<Plateau>,
     /// The last step whose evaluation was made.
     pub(crate) evaluated: Option<u64>,
+    /// Of a run that times its steps.
+    pub(crate) clock: Option<Clock>,
     /// Micro-batches since the last update.
     pending: Pending,
 }
@@ -106,7 +109,22 @@ impl Engine {
         let scaler = config.fp16.enabled.then(|| LossScaler::new(config.fp16));
         let (guard, plateau) = (config.run.loss_spike.map(SpikeGuard::new), config.plateau());
         let evaluated = None;
-        Ok(Self { config, plan, queue, model, state, groups, counters, scaler, guard, plateau, evaluated, pending })
+        let clock = config.times_steps().then(|| Clock::new(config.flops_profiler.step()));
+        Ok(Self {
+            config,
+            plan,
+            queue,
+            model,
+            state,
+            groups,
+            counters,
+            scaler,
+            guard,
+            plateau,
+            evaluated,
+            clock,
+            pending,
+        })
     }
 
     /// The model.
@@ -254,6 +272,27 @@ impl Engine {
         self.scaler.as_ref().map(LossScaler::scale)
     }
 
+    /// Every key with its final value under `dump_state`, and a word on a profile that will not be.
+    pub(crate) fn report_state(&self, observer: &mut dyn Observer) {
+        if self.config.dump_state {
+            let settings = self.config.settings(&self.plan.derived(&self.config));
+            let lines: Vec<String> = settings.iter().map(ToString::to_string).collect();
+            observer.on(Event::Report { name: "state", text: &lines.join("\n") });
+        }
+        let (done, steps) = (self.counters.step, self.plan.steps);
+        if let Some(step) = self.config.flops_profiler.step().filter(|step| *step <= done || *step > steps) {
+            let notice =
+                format!("flops_profiler.profile_step is {step}, and this run makes steps {} to {steps}", done + 1);
+            observer.on(Event::Notice(&notice));
+        }
+    }
+
+    /// Whether the next step reports the norms of every block.
+    fn norms_due(&self) -> bool {
+        let every = self.config.run.norms_every;
+        every > 0 && (self.counters.step + 1).is_multiple_of(every)
+    }
+
     fn context(&self) -> StepContext<'_> {
         StepContext {
             queue: &self.queue,
@@ -275,6 +314,8 @@ impl Engine {
             gradient_noise: self.config.run.gradient_noise,
             check_overflow: self.config.fp16.enabled || self.config.bf16.check_grad_overflow,
             loss_limit: self.guard.as_ref().and_then(SpikeGuard::limit),
+            norms: self.norms_due(),
+            clock: self.clock.as_ref(),
         }
     }
 

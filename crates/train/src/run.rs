@@ -17,15 +17,19 @@
 //! - Weights that are not finite are never saved.
 //! - The last checkpoint is on disk before `model/` is touched.
 
+use crate::breakdown::{Breakdown, memory_bytes};
 use crate::checkpoint::{Head, Loader, Rng};
 use crate::config::RunConfig;
 use crate::engine::Engine;
 use crate::error::{Result, TrainError};
 use crate::event::{Event, Observer, StepMetrics};
+use crate::flops_profiler;
 use crate::loss_scale::skip_notice;
 use crate::loss_spike::{SpikeGuard, spike_notice};
 use crate::metrics::MetricsFile;
 use crate::model_source::ModelOrigin;
+use crate::monitor::{self, Recorder};
+use crate::norms;
 use crate::output::Output;
 use crate::plan::report::PlanReport;
 use crate::plan::{self, RunPlan};
@@ -88,6 +92,8 @@ impl Run {
         } else {
             output.check_free()?
         }
+        monitor::check(&config, resume)?;
+        flops_profiler::check(&config)?;
         let mut origin = ModelOrigin::open(&config, source)?;
         let max_positions = Some(origin.config.max_positions());
         let (own, vocab_size) = (origin.tokenizer.clone(), origin.config.vocab_size);
@@ -194,6 +200,7 @@ pub(crate) fn train(
 ) -> Result<Outcome> {
     let output = Output::new(&engine.config.run.output);
     output.check_free()?;
+    monitor::check(&engine.config, false)?;
     engine.resolve_steps(data.loader.epoch_samples())?;
     Loop::begin(engine, data, output, None)?.run(observer, stop)
 }
@@ -241,7 +248,7 @@ struct Loop<'a> {
     engine: &'a mut Engine,
     data: &'a TrainingData,
     output: Output,
-    metrics: MetricsFile,
+    metrics: Recorder,
     saver: Saver,
     /// Held to the end, that of the saver too: no second run may write here.
     _lock: File,
@@ -265,6 +272,7 @@ impl<'a> Loop<'a> {
         if let Some(tokenizer) = &data.tokenizer {
             tokenizer.save(output.folder())?;
         }
+        let metrics = Recorder::new(&engine.config, metrics, resumed_at.map(|step| (step, engine.counters.samples)))?;
         let saver = Saver::new(output.checkpoints(), engine, resumed_at)?;
         Ok(Self { engine, data, output, metrics, saver, _lock: lock })
     }
@@ -284,6 +292,7 @@ impl<'a> Loop<'a> {
     fn steps(&mut self, observer: &mut dyn Observer, stop: &Stop) -> Result<Outcome> {
         let (num_parameters, done_steps) = (self.engine.model.num_parameters(), self.engine.counters.step);
         observer.on(Event::Started { plan: &self.engine.plan, num_parameters, done_steps });
+        self.engine.report_state(observer);
         let (every, steps) = (self.engine.config.run.clone(), self.engine.plan.steps);
         if done_steps > 0 && every.eval_every > 0 && done_steps.is_multiple_of(every.eval_every) {
             // A signal came when this evaluation was due: the checkpoint went before it.
@@ -333,6 +342,7 @@ impl<'a> Loop<'a> {
         let engine = &mut *self.engine;
         let (first, count) = (engine.counters.samples, engine.plan.ramp.size(engine.counters.step));
         let samples = self.data.loader.batch(first, count as usize);
+        let data = start.elapsed().as_secs_f64();
         let (lr, curriculum_seqlen) = (engine.lr(), engine.curriculum_length());
         let report = engine.train_batch(&samples)?;
         let step_seconds = start.elapsed().as_secs_f64();
@@ -348,7 +358,11 @@ impl<'a> Loop<'a> {
             curriculum_seqlen,
             loss_scale: report.loss_scale,
             skipped: Some(report.skipped || report.spiked).filter(|skipped| *skipped || report.loss_scale.is_some()),
+            breakdown_seconds: engine.clock.as_ref().map(|clock| Breakdown { data, ..clock.take() }),
+            memory_bytes: engine.config.memory_breakdown.then(|| memory_bytes(&engine.queue)),
+            norms: Some(norms::to_json(&report.norms)).filter(|norms| !norms.is_empty()),
         };
+        self.metrics.advance(engine.counters.samples);
         self.metrics.append(&json!(metrics))?;
         if report.skipped {
             observer.on(Event::Notice(&skip_notice(metrics.step, report.loss_scale, engine.loss_scale())));
@@ -358,6 +372,7 @@ impl<'a> Loop<'a> {
             observer.on(Event::Notice(&notice));
         }
         observer.on(Event::Step(&metrics));
+        flops_profiler::report(engine, &metrics, &samples, observer);
         Ok(())
     }
 
@@ -421,6 +436,6 @@ impl<'a> Loop<'a> {
             plateau: engine.plateau.map(|plateau| plateau.state),
             evaluated: engine.evaluated,
         };
-        self.saver.save(engine, head, &self.metrics, is_last, observer)
+        self.saver.save(engine, head, &self.metrics.metrics, is_last, observer)
     }
 }
