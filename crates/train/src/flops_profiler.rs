@@ -158,11 +158,14 @@ impl Module {
         self.forward + self.backward
     }
 
-    /// Calls `visit` with the depth of each module, this one's being 0, down to `deepest`.
-    fn walk<'a>(&'a self, depth: usize, deepest: usize, visit: &mut impl FnMut(usize, &'a Self)) {
-        visit(depth, self);
-        if depth < deepest {
-            self.children.iter().for_each(|child| child.walk(depth + 1, deepest, visit));
+    /// Calls `visit` with each module and the names from this one down to it, no more than `deepest`.
+    fn walk<'a>(&'a self, path: &mut Path, deepest: usize, visit: &mut impl FnMut(&Path, &'a Self)) {
+        visit(path, self);
+        let shown = if path.len() < deepest { &self.children[..] } else { &[] };
+        for child in shown {
+            path.push(child.name.clone());
+            child.walk(path, deepest, visit);
+            path.pop();
         }
     }
 }
@@ -248,9 +251,11 @@ fn summary(
     let rate = |flops: f64, seconds: f64| format!("{:>10}FLOP/s", si(flops / seconds));
     let ms = |seconds: f64| format!("{:>10.3} ms", 1e3 * seconds);
     let amount = |number: f64, unit: &str| format!("{:>10}{unit}", si(number));
-    let plural = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
-    let (rows_shown, micro_batches) =
-        (plural(rows, "row"), plural(micro_batches, "micro-batch").replace("batchs", "batches"));
+    let rows_shown = if rows == 1 { "1 row".to_owned() } else { format!("{rows} rows") };
+    let micro_batches = match micro_batches {
+        1 => "1 micro-batch".to_owned(),
+        count => format!("{count} micro-batches"),
+    };
     let mut lines = vec![format!("profile of step {}: {rows_shown} in {micro_batches}", metrics.step)];
     let mut line = |name: &str, value: String| lines.push(format!("{name:<30}{value}").trim_end().to_owned());
     line("parameters", amount(model.parameters as f64, ""));
@@ -271,31 +276,38 @@ fn summary(
 
 /// The largest modules of each depth by parameters, multiply-accumulates and time.
 fn largest(config: &FlopsProfilerConfig, model: &Module) -> String {
-    let mut depths: Vec<Vec<&Module>> = Vec::new();
-    model.walk(0, config.depth(), &mut |depth, module| {
-        depths.resize(depths.len().max(depth + 1), Vec::new());
-        depths[depth].push(module);
-    });
-    let top = |modules: &[&Module], of: &dyn Fn(&Module) -> f64| {
-        let mut sorted = modules.to_vec();
-        sorted.sort_by(|a, b| of(b).total_cmp(&of(a)));
-        let whole = of(model).max(f64::MIN_POSITIVE);
-        let shown = sorted.iter().take(config.top_modules).filter(|module| of(module) > 0.0);
-        shown
-            .map(|module| format!("{} {:.1} %", module.name, 100.0 * of(module) / whole))
-            .collect::<Vec<_>>()
-            .join(", ")
-    };
     if config.top_modules == 0 {
         return String::new();
     }
-    let mut lines = vec![format!("largest modules\n{:<7}{:<32}{:<32}time", "depth", "parameters", "MACs")];
-    for (depth, modules) in depths.iter().enumerate() {
-        let parameters = top(modules, &|module| module.parameters as f64);
-        let (macs, time) = (top(modules, &|module| module.macs as f64), top(modules, &|module| module.seconds()));
-        lines.push(format!("{depth:<7}{parameters:<32}{macs:<32}{time}").trim_end().to_owned());
-    }
-    lines.join("\n")
+    let mut depths: Vec<Vec<(String, &Module)>> = Vec::new();
+    model.walk(&mut Vec::new(), config.depth(), &mut |path, module| {
+        depths.resize(depths.len().max(path.len() + 1), Vec::new());
+        depths[path.len()].push((if path.is_empty() { module.name.clone() } else { path.join(".") }, module));
+    });
+    let top = |modules: &[(String, &Module)], of: &dyn Fn(&Module) -> f64| {
+        let mut sorted: Vec<&(String, &Module)> = modules.iter().filter(|(_, module)| of(module) > 0.0).collect();
+        sorted.sort_by(|(_, a), (_, b)| of(b).total_cmp(&of(a)));
+        let share = |module| 100.0 * of(module) / of(model);
+        let shown =
+            sorted.iter().take(config.top_modules).map(|(path, module)| format!("{path} {:.1} %", share(module)));
+        shown.collect::<Vec<String>>().join(", ")
+    };
+    let mut rows = vec![["largest modules", "by parameters", "by MACs", "by time"].map(str::to_owned)];
+    rows.extend(depths.iter().enumerate().map(|(depth, modules)| {
+        [
+            format!("depth {depth}"),
+            top(modules, &|module| module.parameters as f64),
+            top(modules, &|module| module.macs as f64),
+            top(modules, &|module| module.seconds()),
+        ]
+    }));
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths = [width(0), width(1), width(2)];
+    let line = |[depth, parameters, macs, time]: &[String; 4]| {
+        let [first, second, third] = widths;
+        format!("{depth:<first$}  {parameters:<second$}  {macs:<third$}  {time}").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect::<Vec<String>>().join("\n")
 }
 
 /// A row for every module down to the depth asked for.
@@ -304,8 +316,8 @@ fn table(config: &FlopsProfilerConfig, model: &Module) -> String {
         return String::new();
     }
     let mut rows: Vec<(String, &Module)> = Vec::new();
-    model.walk(0, config.depth(), &mut |depth, module| {
-        rows.push((format!("{}{}", "  ".repeat(depth), module.name), module))
+    model.walk(&mut Vec::new(), config.depth(), &mut |path, module| {
+        rows.push((format!("{}{}", "  ".repeat(path.len()), module.name), module));
     });
     let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0).max("module".len());
     let (whole, passes) = (model.seconds().max(f64::MIN_POSITIVE), 3.0 + config.recompute_fwd_factor);

@@ -35,6 +35,7 @@ mod export;
 pub mod flops_profiler;
 mod grad_norm;
 pub mod layer_drop;
+mod log_file;
 pub mod loss_scale;
 pub mod loss_spike;
 pub mod metrics;

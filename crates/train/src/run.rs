@@ -24,6 +24,7 @@ use crate::engine::Engine;
 use crate::error::{Result, TrainError};
 use crate::event::{Event, Observer, StepMetrics};
 use crate::flops_profiler;
+use crate::log_file::Logged;
 use crate::loss_scale::skip_notice;
 use crate::loss_spike::{SpikeGuard, spike_notice};
 use crate::metrics::MetricsFile;
@@ -277,7 +278,14 @@ impl<'a> Loop<'a> {
         Ok(Self { engine, data, output, metrics, saver, _lock: lock })
     }
 
-    fn run(mut self, observer: &mut dyn Observer, stop: &Stop) -> Result<Outcome> {
+    fn run(self, observer: &mut dyn Observer, stop: &Stop) -> Result<Outcome> {
+        let mut observer = Logged::new(&self.output.log(), self.engine.counters.step, observer)?;
+        let outcome = self.run_to_end(&mut observer, stop);
+        observer.ended(&outcome);
+        outcome
+    }
+
+    fn run_to_end(mut self, observer: &mut dyn Observer, stop: &Stop) -> Result<Outcome> {
         let outcome = self.steps(observer, stop);
         match (outcome, self.saver.finish(observer)) {
             (Ok(outcome), saved) => saved.map(|()| outcome),
