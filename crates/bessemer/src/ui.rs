@@ -264,7 +264,7 @@ fn counted(count: u64, what: &str) -> String {
 }
 
 /// `45s`, `3m20s`, `2h05m`, `3d04h`.
-fn duration(seconds: f64) -> String {
+pub(crate) fn duration(seconds: f64) -> String {
     let seconds = seconds.round() as u64;
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
     match seconds {

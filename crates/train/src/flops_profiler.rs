@@ -322,7 +322,7 @@ fn table(config: &FlopsProfilerConfig, model: &Module) -> String {
     let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0).max("module".len());
     let (whole, passes) = (model.seconds().max(f64::MIN_POSITIVE), 3.0 + config.recompute_fwd_factor);
     let mut lines = vec![format!(
-        "{:<width$}  {:>10}  {:>8}  {:>8}  {:>10}  {:>11}  {:>6}  {:>8}",
+        "{:<width$}  {:>10}  {:>8}  {:>8}  {:>10}  {:>11}  {:>7}  {:>8}",
         "module", "parameters", "MACs", "FLOPs", "forward ms", "backward ms", "share", "FLOP/s"
     )];
     for (name, module) in rows {
@@ -335,7 +335,7 @@ fn table(config: &FlopsProfilerConfig, model: &Module) -> String {
         let (forward, backward, share) =
             (1e3 * module.forward, 1e3 * module.backward, 100.0 * module.seconds() / whole);
         lines.push(format!(
-            "{name:<width$}  {parameters:>10}  {macs:>8}  {flops:>8}  {forward:>10.3}  {backward:>11.3}  {share:>4.1} %  {rate:>8}",
+            "{name:<width$}  {parameters:>10}  {macs:>8}  {flops:>8}  {forward:>10.3}  {backward:>11.3}  {share:>5.1} %  {rate:>8}",
         ));
     }
     lines.join("\n")
