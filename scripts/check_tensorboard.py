@@ -36,7 +36,7 @@ def points(line):
                 yield f"Norms/gradient/{block}", gradient
                 yield f"Norms/weight/{block}", weight
         elif name.startswith("eval_"):
-            yield f"Validation/Samples/{name[5:]}", value
+            yield "/".join(["Validation/Samples", *filter(None, [line.get("eval_set")]), name[5:]]), value
         else:
             yield ("Train/Samples/train_loss" if name == "loss" else f"Train/Samples/{name}"), value
 

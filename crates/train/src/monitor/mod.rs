@@ -6,8 +6,8 @@
 //! # Tags
 //! As DeepSpeed 0.19: `Train/Samples/train_loss`, `.../lr`, `.../loss_scale` (fp16) and, under `wall_clock_breakdown`,
 //! `.../elapsed_time_ms_{forward,backward,backward_inner,backward_allreduce,step}`. Ours beside them: the other numbers of a
-//! step under `Train/Samples/`, of an evaluation under `Validation/Samples/`, `Memory/Samples/<kind>`, and norms as
-//! `Norms/gradient/<block>` and `Norms/weight/<block>`. The x axis is samples consumed, those of the step included; in
+//! step under `Train/Samples/`, of an evaluation under `Validation/Samples/` (of a set with a name under
+//! `Validation/Samples/<name>/`), `Memory/Samples/<kind>`, and norms as `Norms/gradient/<block>` and `Norms/weight/<block>`. The x axis is samples consumed, those of the step included; in
 //! DeepSpeed the loss stands one batch to the left of the rate. `lr` is the rate of the step, as in `metrics.jsonl`.
 //!
 //! # Resuming
@@ -137,6 +137,7 @@ impl Recorder {
 /// The numbers of a line of `metrics.jsonl` under their tags. What is null was not finite, and no curve has a point there.
 fn scalars(line: &Value) -> Vec<Scalar> {
     let mut scalars = Vec::new();
+    let set = line["eval_set"].as_str().map_or(String::new(), |set| format!("{set}/"));
     for (name, value) in line.as_object().into_iter().flatten() {
         let mut push = |tag: String, value: &Value| {
             scalars.extend(value.as_f64().map(|value| Scalar { tag, value }));
@@ -165,7 +166,7 @@ fn scalars(line: &Value) -> Vec<Scalar> {
                 }
             }
             (name, _) => match name.strip_prefix("eval_") {
-                Some(name) => push(format!("Validation/Samples/{name}"), value),
+                Some(name) => push(format!("Validation/Samples/{set}{name}"), value),
                 None => push(format!("Train/Samples/{name}"), value),
             },
         }
@@ -203,5 +204,7 @@ mod tests {
         let line = json!({"step": 7, "eval_loss": 2.0, "eval_perplexity": 7.4});
         let tags: Vec<String> = scalars(&line).into_iter().map(|scalar| scalar.tag).collect();
         assert_eq!(tags, ["Validation/Samples/loss", "Validation/Samples/perplexity"]);
+        let of_set = scalars(&json!({"step": 7, "eval_set": "wiki", "eval_loss": 2.0}));
+        assert_eq!(of_set, [Scalar { tag: "Validation/Samples/wiki/loss".to_owned(), value: 2.0 }]);
     }
 }

@@ -71,7 +71,7 @@ pub(super) struct Figures {
     /// Of the whole run; 0: not known yet.
     pub(super) num_steps: u64,
     pub(super) steps: Vec<Step>,
-    /// Step and validation loss.
+    /// Step and validation loss; of several sets those of the first.
     pub(super) evaluations: Vec<(u64, f64)>,
     /// A line each, oldest first.
     pub(super) log: Vec<String>,
@@ -145,6 +145,8 @@ pub(super) struct Watched {
     log: Tail,
     /// The last event of the log that is no notice.
     last_event: Option<String>,
+    /// The validation set whose figures are shown: that of the first evaluation, null if it has no name.
+    set: Option<Value>,
 }
 
 impl Watched {
@@ -177,6 +179,7 @@ impl Watched {
             metrics: Tail::new(folder.join("metrics.jsonl")),
             log: Tail::new(folder.join("log.jsonl")),
             last_event: None,
+            set: None,
         };
         watched.refresh()?;
         Ok(watched)
@@ -195,7 +198,10 @@ impl Watched {
         }
         for line in &lines {
             figures.steps.extend(Step::of(line));
-            figures.evaluations.extend(line["step"].as_u64().zip(line["eval_loss"].as_f64()));
+            if let Some(evaluation) = line["step"].as_u64().zip(line["eval_loss"].as_f64()) {
+                let set = self.set.get_or_insert_with(|| line["eval_set"].clone());
+                figures.evaluations.extend(Some(evaluation).filter(|_| *set == line["eval_set"]));
+            }
         }
         let (is_new, lines) = self.log.read()?;
         if is_new {
@@ -377,6 +383,10 @@ pub(super) mod tests {
         file.write_all(format!("{}\n", &line[20..]).as_bytes()).unwrap();
         refresh(&mut watched);
         assert_eq!(watched.figures.steps.iter().map(|step| step.loss).collect::<Vec<_>>(), [4.0, 3.5, 3.25]);
+        // Of several sets the first is followed.
+        append(dir.path(), "metrics.jsonl", &[json!({"step": 3, "eval_set": "other", "eval_loss": 9.0})]);
+        refresh(&mut watched);
+        assert_eq!(watched.figures.evaluations.len(), 1);
         // 37 steps of a quarter of a second.
         assert_eq!(watched.figures.seconds_left(), Some(9.25));
     }

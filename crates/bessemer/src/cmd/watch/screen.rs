@@ -83,7 +83,8 @@ fn draw_loss(frame: &mut Frame, area: Rect, figures: &Figures) {
         frame.render_widget(block, area);
         return;
     };
-    let (first, last) = range(all().map(|(step, _)| *step)).unwrap_or((0.0, 1.0));
+    let first = figures.steps.first().map_or(0.0, |step| step.step as f64);
+    let last = figures.done() as f64;
     let margin = if high > low { 0.05 * (high - low) } else { 0.5 };
     let (bottom, top) = (low - margin, high + margin);
     let curves = vec![
