@@ -45,8 +45,10 @@ pub(crate) use together::tensor_ranks;
 
 use crate::checkpoint::TagValidation;
 use crate::curriculum::CurriculumConfig;
+use crate::flops_profiler::FlopsProfilerConfig;
 use crate::layer_drop::LayerDropConfig;
 use crate::loss_spike::LossSpikeConfig;
+use crate::monitor::MonitorConfig;
 use crate::plan::ramp::RampConfig;
 use check::Unheeded;
 use data::DataConfig;
@@ -94,6 +96,18 @@ pub struct RunConfig {
     pub progressive_layer_drop: LayerDropConfig,
     /// What data-parallel ranks share.
     pub zero_optimization: ZeroConfig,
+    /// Figures as TensorBoard event files.
+    pub tensorboard: MonitorConfig,
+    /// Figures as CSV files.
+    pub csv_monitor: MonitorConfig,
+    /// One step measured module by module.
+    pub flops_profiler: FlopsProfilerConfig,
+    /// Where the time of a step goes; see [`RunConfig::times_steps`].
+    pub wall_clock_breakdown: bool,
+    /// Memory by kind with every log line of a step.
+    pub memory_breakdown: bool,
+    /// Every key with its final value in the log, once.
+    pub dump_state: bool,
     /// DeepSpeed's words for how checkpoints are written.
     pub checkpoint: CheckpointConfig,
     #[serde(skip)]
@@ -136,6 +150,8 @@ pub struct RunSection {
     pub checkpoint_every: u64,
     /// Whether checkpoints are written while training goes on; see [`RunConfig::checkpoint_async`].
     pub checkpoint_async: Option<bool>,
+    /// Steps between norms of every block; 0: never.
+    pub norms_every: u64,
     /// Newest checkpoints kept; 0 = all.
     pub keep_checkpoints: usize,
     /// Steps between printed samples; 0: one at the end.
@@ -396,6 +412,11 @@ impl RunConfig {
     /// Steps between log lines.
     pub fn log_every(&self) -> u64 {
         self.run.log_every.or(self.steps_per_print).unwrap_or(10)
+    }
+
+    /// Whether the parts of every step are timed: asked for, or because the profiler needs it.
+    pub fn times_steps(&self) -> bool {
+        self.wall_clock_breakdown || self.flops_profiler.enabled
     }
 
     /// Whether checkpoints are written while training goes on, which takes memory for a copy of the state: on unless
