@@ -39,6 +39,7 @@ pub static CPU: Backend = Backend {
     rope,
     embedding,
     embedding_backward,
+    scatter_rows,
     residual,
     residual_backward,
     dropout,
@@ -320,6 +321,14 @@ fn embedding_backward(queue: &Queue, a: EmbeddingBackwardArgs<&Tensor>) -> Done 
     const K: &str = "embedding_backward";
     float!(K, a.dy.dtype(), T => kernels::embedding::backward::<T>(
         cpu(queue), &input(K, a.dy), &input(K, a.ids), a.dy.shape().width(), &mut output(K, a.dtable),
+    ));
+    Ok(())
+}
+
+fn scatter_rows(queue: &Queue, a: ScatterRowsArgs<&Tensor>) -> Done {
+    const K: &str = "scatter_rows";
+    float!(K, a.out.dtype(), T => kernels::scatter_rows::scatter_rows::<T>(
+        cpu(queue), a.x.map(|x| input(K, x)).as_deref(), &input(K, a.rows), a.out.shape().width(), &mut output(K, a.out),
     ));
     Ok(())
 }

@@ -334,6 +334,7 @@ impl<'a> Loop<'a> {
         let (first, count) = (engine.counters.samples, engine.plan.ramp.size(engine.counters.step));
         let samples = self.data.loader.batch(first, count as usize);
         let (lr, curriculum_seqlen) = (engine.lr(), engine.curriculum_length());
+        let random_ltd_tokens = engine.random_ltd_tokens();
         let report = engine.train_batch(&samples)?;
         let step_seconds = start.elapsed().as_secs_f64();
         let metrics = StepMetrics {
@@ -346,6 +347,7 @@ impl<'a> Loop<'a> {
             step_seconds,
             peak_memory_bytes: peak_resident_bytes(),
             curriculum_seqlen,
+            random_ltd_tokens,
             loss_scale: report.loss_scale,
             skipped: Some(report.skipped || report.spiked).filter(|skipped| *skipped || report.loss_scale.is_some()),
         };

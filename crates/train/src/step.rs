@@ -10,9 +10,10 @@ use crate::error::{Result, TrainError};
 use crate::grad_norm::{clip_factor, grad_norm};
 use crate::layer_drop::Kept;
 use crate::plan::groups::ParamGroups;
+use crate::random_ltd::{RandomLtd, Routes};
 use crate::state::{TrainState, noise_std};
 use generate::to_batch;
-use models::{Model, Pass, Residency, Resident};
+use models::{Model, Pass, Recompute};
 use ops::{Batch, Cost, Env, HeadRequest, Single};
 use optim::{GradientEdit, Step};
 use tensor::{DType, Queue, Tensor};
@@ -37,8 +38,10 @@ pub struct StepContext<'a> {
     pub seed: u64,
     /// `train_batch_size x sequence_length`.
     pub nominal_targets: u64,
-    /// Keep only what flows between blocks.
-    pub recompute: bool,
+    /// What of the forward pass runs again in backward.
+    pub recompute: Recompute,
+    /// Layers that run on some tokens only.
+    pub random_ltd: Option<&'a RandomLtd>,
     /// How often the last layer runs, under progressive layer drop.
     pub pld_theta: Option<f64>,
     /// What the loss is multiplied by while gradients are made; 1 unless the run is in fp16.
@@ -76,6 +79,8 @@ pub struct StepReport {
     pub spiked: bool,
     /// Of the forward passes.
     pub cost: Cost,
+    /// Of what ran again in the backward passes.
+    pub recomputed: Cost,
 }
 
 /// What has been accumulated since the last update: a user's own loop holds one.
@@ -86,6 +91,7 @@ pub struct Accumulated {
     losses: Vec<(usize, Tensor)>,
     num_targets: u64,
     cost: Cost,
+    recomputed: Cost,
 }
 
 impl StepContext<'_> {
@@ -101,21 +107,28 @@ impl StepContext<'_> {
         let seed = -self.loss_scale as f32 / self.nominal_targets as f32;
         // The factor nominal / counted of the update makes this the micro-batch's share of the step's targets.
         let loss_weight = batch.num_targets as f32 / self.nominal_targets as f32 * self.loss_scale as f32;
-        let num_blocks = self.model.blocks.len();
-        let kept = self.pld_theta.map(|theta| Kept::draw(num_blocks, theta, self.seed, self.step, first_sample));
-        let residency = kept.as_ref().map_or(&Resident as &dyn Residency, |kept| kept);
-        let pass = Pass { model: self.model, residency };
-        let pass = pass.forward_backward(&self.env(&batch, Some(seed)), loss_weight, self.recompute)?;
+        let pass = Pass { model: self.model, residency: &self.routes(&batch, samples, first_sample)? };
+        let pass = pass.forward_backward(&self.env(&batch, Some(seed)), loss_weight, &self.recompute)?;
         so_far.logprobs.push(pass.logprobs);
         so_far.losses.extend(pass.losses.into_iter().map(|(_, loss)| (batch.num_targets, loss)));
         so_far.num_targets += batch.num_targets as u64;
         so_far.cost += pass.cost;
+        so_far.recomputed += pass.recomputed;
         Ok(())
+    }
+
+    /// What each block of a micro-batch runs on.
+    fn routes(&self, batch: &Batch, samples: &[data::Sample], first_sample: u32) -> Result<Routes> {
+        let num_blocks = self.model.blocks.len();
+        let layers = self.pld_theta.map(|theta| Kept::draw(num_blocks, theta, self.seed, self.step, first_sample));
+        let at = (self.seed, self.step, first_sample);
+        let tokens = self.random_ltd.map(|ltd| ltd.draw(self.queue, batch, samples, num_blocks, at)).transpose()?;
+        Ok(Routes { layers, tokens: tokens.unwrap_or_default() })
     }
 
     /// Norm, clipping and update. `samples`: the micro-batches again, to find where a loss stopped being finite.
     pub fn update(&self, so_far: Accumulated, samples: &[data::Sample]) -> Result<StepReport> {
-        let Accumulated { logprobs, losses, num_targets, cost } = so_far;
+        let Accumulated { logprobs, losses, num_targets, cost, recomputed } = so_far;
         let mut sum = 0.0f64;
         for logprobs in &logprobs {
             sum += self.queue.read::<f32>(logprobs)?.into_iter().map(f64::from).sum::<f64>();
@@ -149,7 +162,7 @@ impl StepContext<'_> {
             self.state.update(self.queue, self.groups, self.seed, &at)?;
         }
         let loss_scale = (self.dtype == DType::F16).then_some(self.loss_scale);
-        Ok(StepReport { loss, grad_norm: norm, num_targets, skipped, loss_scale, spiked, cost })
+        Ok(StepReport { loss, grad_norm: norm, num_targets, skipped, loss_scale, spiked, cost, recomputed })
     }
 
     pub(crate) fn env<'a>(&'a self, batch: &'a Batch, seed: Option<f32>) -> Env<'a> {

@@ -75,7 +75,10 @@ pub(super) fn from_value(value: Value, name: &str, overrides: &Overrides<'_>) ->
     let keys = Keys::new(&keys);
     let mut unheeded = check::check(&keys, &mut root).map_err(blame)?;
     together::check(&root).map_err(blame)?;
-    compatible::check(&root, &resolve::fill(&keys, &root)).map_err(blame)?;
+    let filled = resolve::fill(&keys, &root);
+    compatible::check(&root, &filled).map_err(blame)?;
+    recompute::check(&root).map_err(blame)?;
+    random_ltd::check(&filled).map_err(blame)?;
 
     derive(&mut root, name, &mut origins);
     let filled = Value::Object(resolve::fill(&keys, &root));
