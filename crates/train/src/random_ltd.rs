@@ -73,7 +73,7 @@ impl RandomLtd {
     pub(crate) fn check(&self, config: &RunConfig, model: &Model) -> Result<(), ConfigError> {
         let num_layers = model.blocks.len().saturating_sub(2);
         let error = |name: &str, message: String| {
-            Err(config.error_at(&format!("data_efficiency.data_routing.random_ltd.{name}"), message))
+            Err(config.error(format!("data_efficiency.data_routing.random_ltd.{name} {message}")))
         };
         if self.total_layers != num_layers {
             return error("total_layer_num", format!("is {}; the model has {num_layers} layers", self.total_layers));

@@ -11,7 +11,7 @@ use super::check::{self, Fault, shown};
 use super::error::ConfigError;
 use super::keys::{Keys, Kind, TypeKeys, join, type_keys};
 use super::resolve::{self, Origin};
-use super::{Given, RunConfig, compatible, encoded, read, together};
+use super::{Given, RunConfig, compatible, encoded, random_ltd, read, recompute, together};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
