@@ -1,8 +1,8 @@
 //! Layers that run on some of the tokens: what the kept ones see, what becomes of the others, and the gradients of it all.
 
 use models::weights::WeightSource;
-use models::{Model, ModelConfig, Recompute, Residency, Resident, registry};
-use ops::{Batch, KeptTokens, Params, Single};
+use models::{Block, Model, ModelConfig, Recompute, Residency, Resident, registry};
+use ops::{Batch, Cx, Flow, KeptTokens, Params, Single};
 use tensor::{Isa, MemoryKind, Queue, cpu};
 use testing::close::{Bound, assert_close};
 use testing::fixtures::Fixture;
@@ -153,6 +153,29 @@ fn gradients_through_layers_on_some_tokens_are_those_of_finite_differences_and_r
             assert!(error < 1e-3 * norm.max(0.2), "{name} {parameter}: slope {slope}, want {squared}");
         }
     }
+}
+
+/// Hands its input on as a side tensor too.
+struct WithSide;
+
+impl Block for WithSide {
+    fn forward(&self, _: &mut Cx<'_>, flow: Flow) -> ops::Result<Flow> {
+        let x = flow.expect_hidden("WithSide");
+        Ok(Flow { hidden: Some(x), sides: vec![("first_hidden", x)] })
+    }
+}
+
+#[test]
+fn a_block_with_side_tensors_does_not_run_on_some_tokens_and_is_named() {
+    let mut case = Case::read("gpt2");
+    case.model.blocks[1].block = Box::new(WithSide);
+    let trainee = case.trainee("gpt2");
+    let batch = pack(&trainee.queue, &case.rows);
+    let routes = case.routes(&trainee.queue, &batch, &some(&batch), &[1]);
+    let refused = trainee.forward_backward(&batch, &routes).map(|_| ()).expect_err("a refusal").to_string();
+    assert!(refused.starts_with("block transformer.h.0 hands on side tensors and cannot run on some of"), "{refused}");
+    // The same model without routes hands its side tensors on to the blocks after it.
+    assert!(trainee.forward_backward(&batch, &Resident).is_ok());
 }
 
 fn read(trainee: &Trainee<'_>, id: ops::ParamId) -> Vec<f32> {

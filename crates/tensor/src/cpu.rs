@@ -13,6 +13,7 @@ use std::sync::{RwLockReadGuard, RwLockWriteGuard};
 
 mod update;
 
+use rows::scatter_rows;
 use update::{adafactor, dequantize, lamb, normalize, quantize, update};
 
 /// The kernels of the CPU.
@@ -192,6 +193,9 @@ macro_rules! float {
         }
     };
 }
+
+// After the macro that it uses.
+mod rows;
 use float;
 
 fn matmul(queue: &Queue, args: MatmulArgs<&Tensor>) -> Done {
@@ -321,14 +325,6 @@ fn embedding_backward(queue: &Queue, a: EmbeddingBackwardArgs<&Tensor>) -> Done 
     const K: &str = "embedding_backward";
     float!(K, a.dy.dtype(), T => kernels::embedding::backward::<T>(
         cpu(queue), &input(K, a.dy), &input(K, a.ids), a.dy.shape().width(), &mut output(K, a.dtable),
-    ));
-    Ok(())
-}
-
-fn scatter_rows(queue: &Queue, a: ScatterRowsArgs<&Tensor>) -> Done {
-    const K: &str = "scatter_rows";
-    float!(K, a.out.dtype(), T => kernels::scatter_rows::scatter_rows::<T>(
-        cpu(queue), a.x.map(|x| input(K, x)).as_deref(), &input(K, a.rows), a.out.shape().width(), &mut output(K, a.out),
     ));
     Ok(())
 }
