@@ -41,6 +41,7 @@ pub mod scatter_rows;
 pub mod silu_mul;
 pub mod update;
 
+mod fused;
 mod lanes;
 mod rows;
 #[cfg(test)]
