@@ -100,6 +100,7 @@ impl Engine {
         queue: Queue,
         own: Option<Arc<dyn Optimizer>>,
     ) -> Result<Self> {
+        config.check_recompute(&model)?;
         if let Some(ltd) = &plan.random_ltd {
             ltd.check(&config, &model)?;
         }

@@ -76,6 +76,17 @@ fn two_wishes_or_half_of_one_are_refused_by_name() {
 }
 
 #[test]
+fn one_layer_in_more_than_there_are_is_refused_by_the_plan() {
+    let plan = |every: u64| {
+        let file = json!({ "model": { "preset": "gpt2-124m" }, "run": { "recompute": { "every": every } }, "train_batch_size": 1 });
+        PlanReport::of(&config(file).expect("a configuration"), 1).map(|_| ()).map_err(|error| error.to_string())
+    };
+    assert_eq!(plan(12), Ok(()));
+    let want = "r.json: run.recompute.every is 13; it must be at most 12, the layers of the model";
+    assert_eq!(plan(13), Err(want.to_owned()));
+}
+
+#[test]
 fn every_kind_trains_to_the_bits_of_none() {
     let folder = tempfile::tempdir().expect("a folder");
     let losses = |name: &str, path: &str, value: Value| {

@@ -12,8 +12,8 @@
 
 use super::check::{Fault, shown};
 use super::resolve;
-use super::{RunConfig, keys::join};
-use models::Recompute;
+use super::{ConfigError, RunConfig, keys::join};
+use models::{Model, Recompute};
 use ops::RecomputedOp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -75,6 +75,17 @@ impl RunConfig {
         let length = Some(self.pipeline.activation_checkpoint_interval).filter(|length| *length > 0);
         let asked = self.run.recompute.asked().or(parts.map(Recompute::Parts)).or(length.map(Recompute::Segments));
         asked.unwrap_or_default()
+    }
+
+    /// Refuses one layer in more than the model has: none would be run again.
+    pub(crate) fn check_recompute(&self, model: &Model) -> Result<(), ConfigError> {
+        let num_layers = model.blocks.len().saturating_sub(2);
+        match self.recompute() {
+            Recompute::Every(step) if step > num_layers => Err(self.error(format!(
+                "run.recompute.every is {step}; it must be at most {num_layers}, the layers of the model"
+            ))),
+            _ => Ok(()),
+        }
     }
 }
 

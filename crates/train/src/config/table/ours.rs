@@ -57,7 +57,7 @@ pub(super) static KEYS: &[Key] = keys! {
     "run.output", Text, "null", Honoured, "folder of the run; null: runs/<the file's name>";
     "run.recompute", RECOMPUTE, "false", Honoured, "true: keeps each layer's input alone and runs the layer again in backward; or a section with one of every, segment and ops";
     "run.recompute.every", POSITIVE, "null", Honoured, "one layer in so many is run again from its input, of the others everything is kept";
-    "run.recompute.ops", List(&RECOMPUTED_OPS), "null", Honoured, "outputs of these ops are not kept but computed again from their inputs; norm, gelu and silu_mul cost next to nothing, attention and linear their work";
+    "run.recompute.ops", List(&RECOMPUTED_OPS), "null", Honoured, "outputs of these ops, where the model has them, are not kept but computed again from their inputs; norm, gelu and silu_mul cost next to nothing, attention and linear their work";
     "run.recompute.segment", POSITIVE, "null", Honoured, "keeps the input of every so many layers and runs that many again at a time; 1: as true";
     "run.sample_every", COUNT, "0", Honoured, "steps between printed samples; 0: one at the end";
     "run.sample_prompt", Text, "null", Honoured, "text that samples go on from; null: no samples";
