@@ -379,6 +379,7 @@ impl<'a> Loop<'a> {
         let samples = self.data.loader.batch(first, count as usize);
         let data = start.elapsed().as_secs_f64();
         let (lr, curriculum_seqlen) = (engine.lr(), engine.curriculum_length());
+        let random_ltd_tokens = engine.random_ltd_tokens();
         let report = engine.train_batch(&samples)?;
         let step_seconds = start.elapsed().as_secs_f64();
         let metrics = StepMetrics {
@@ -391,6 +392,7 @@ impl<'a> Loop<'a> {
             step_seconds,
             peak_memory_bytes: peak_resident_bytes(),
             curriculum_seqlen,
+            random_ltd_tokens,
             loss_scale: report.loss_scale,
             skipped: Some(report.skipped || report.spiked).filter(|skipped| *skipped || report.loss_scale.is_some()),
             breakdown_seconds: engine.clock.as_ref().map(|clock| Breakdown { data, ..clock.take() }),
