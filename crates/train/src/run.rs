@@ -20,16 +20,21 @@
 
 mod moments;
 
+use crate::breakdown::{Breakdown, memory_bytes};
 use crate::callback::{Callback, Control};
 use crate::checkpoint::Head;
 use crate::config::RunConfig;
 use crate::engine::Engine;
 use crate::error::{Result, TrainError};
 use crate::event::{Event, Observer, StepMetrics};
+use crate::flops_profiler;
+use crate::log_file::Logged;
 use crate::loss_scale::skip_notice;
 use crate::loss_spike::{SpikeGuard, spike_notice};
 use crate::metrics::MetricsFile;
 use crate::model_source::ModelOrigin;
+use crate::monitor::{self, Recorder};
+use crate::norms;
 use crate::output::Output;
 use crate::plan::report::PlanReport;
 use crate::plan::{self, RunPlan};
@@ -91,6 +96,8 @@ impl Run {
         } else {
             output.check_free()?
         }
+        monitor::check(&config, resume)?;
+        flops_profiler::check(&config)?;
         let mut origin = ModelOrigin::open(&config, source)?;
         let max_positions = Some(origin.config.max_positions());
         let (own, vocab_size) = (origin.tokenizer.clone(), origin.config.vocab_size);
@@ -202,6 +209,7 @@ pub(crate) fn train(
 ) -> Result<Outcome> {
     let output = Output::new(&engine.config.run.output);
     output.check_free()?;
+    monitor::check(&engine.config, false)?;
     engine.resolve_steps(data.loader.epoch_samples())?;
     Loop::begin(engine, data, output, None)?.run(observer, stop)
 }
@@ -251,7 +259,7 @@ struct Loop<'a> {
     engine: &'a mut Engine,
     data: &'a TrainingData,
     output: Output,
-    metrics: MetricsFile,
+    metrics: Recorder,
     saver: Saver,
     /// What callbacks have asked for and is not done yet.
     asked: Control,
@@ -277,11 +285,19 @@ impl<'a> Loop<'a> {
         if let Some(tokenizer) = &data.tokenizer {
             tokenizer.save(output.folder())?;
         }
+        let metrics = Recorder::new(&engine.config, metrics, resumed_at.map(|step| (step, engine.counters.samples)))?;
         let saver = Saver::new(output.checkpoints(), engine, resumed_at)?;
         Ok(Self { engine, data, output, metrics, saver, asked: Control::default(), _lock: lock })
     }
 
-    fn run(mut self, observer: &mut dyn Observer, stop: &Stop) -> Result<Outcome> {
+    fn run(self, observer: &mut dyn Observer, stop: &Stop) -> Result<Outcome> {
+        let mut observer = Logged::new(&self.output.log(), self.engine.counters.step, observer)?;
+        let outcome = self.run_to_end(&mut observer, stop);
+        observer.ended(&outcome);
+        outcome
+    }
+
+    fn run_to_end(mut self, observer: &mut dyn Observer, stop: &Stop) -> Result<Outcome> {
         let outcome = self.steps(observer, stop);
         match (outcome, self.saver.finish(self.engine, observer)) {
             (Ok(outcome), Ok(())) => {
@@ -301,6 +317,7 @@ impl<'a> Loop<'a> {
     fn steps(&mut self, observer: &mut dyn Observer, stop: &Stop) -> Result<Outcome> {
         let (num_parameters, done_steps) = (self.engine.model.num_parameters(), self.engine.counters.step);
         observer.on(Event::Started { plan: &self.engine.plan, num_parameters, done_steps });
+        self.engine.report_state(observer);
         self.begin_callbacks()?;
         let every = self.engine.config.run.clone();
         let was_due = done_steps > 0 && every.eval_every > 0 && done_steps.is_multiple_of(every.eval_every);
@@ -364,6 +381,7 @@ impl<'a> Loop<'a> {
         let engine = &mut *self.engine;
         let (first, count) = (engine.counters.samples, engine.plan.ramp.size(engine.counters.step));
         let samples = self.data.loader.batch(first, count as usize);
+        let data = start.elapsed().as_secs_f64();
         let (lr, curriculum_seqlen) = (engine.lr(), engine.curriculum_length());
         let report = engine.train_batch(&samples)?;
         let step_seconds = start.elapsed().as_secs_f64();
@@ -379,7 +397,11 @@ impl<'a> Loop<'a> {
             curriculum_seqlen,
             loss_scale: report.loss_scale,
             skipped: Some(report.skipped || report.spiked).filter(|skipped| *skipped || report.loss_scale.is_some()),
+            breakdown_seconds: engine.clock.as_ref().map(|clock| Breakdown { data, ..clock.take() }),
+            memory_bytes: engine.config.memory_breakdown.then(|| memory_bytes(&engine.queue)),
+            norms: Some(norms::to_json(&report.norms)).filter(|norms| !norms.is_empty()),
         };
+        self.metrics.advance(engine.counters.samples);
         self.log(&json!(metrics))?;
         self.tell_epochs(first);
         let engine = &*self.engine;
@@ -391,6 +413,7 @@ impl<'a> Loop<'a> {
             observer.on(Event::Notice(&notice));
         }
         observer.on(Event::Step(&metrics));
+        flops_profiler::report(engine, &metrics, &samples, observer);
         Ok(())
     }
 
@@ -446,6 +469,6 @@ impl<'a> Loop<'a> {
         let engine = &*self.engine;
         let fingerprint = fingerprint(self.data, &engine.config);
         let head = Head { evaluation_asked: self.asked.wants_evaluation(), ..engine.head(fingerprint) };
-        self.saver.save(engine, head, &self.metrics, is_last, observer)
+        self.saver.save(engine, head, &self.metrics.metrics, is_last, observer)
     }
 }

@@ -6,15 +6,18 @@
 //!   loss_scale, so accumulation is exact by token count whatever each micro-batch holds.
 //! - The host reads the device once, after the last micro-batch.
 
+use crate::breakdown::Clock;
 use crate::error::{Result, TrainError};
 use crate::grad_norm::{clip_factor, grad_norm};
 use crate::layer_drop::Kept;
+use crate::norms::{self, BlockNorms};
 use crate::plan::groups::ParamGroups;
 use crate::state::{TrainState, noise_std};
 use generate::to_batch;
 use models::{Model, Pass, PassOutput, Recorded, Residency, Resident};
 use ops::{Batch, Cost, Env, HeadRequest, Single};
 use optim::{GradientEdit, Step};
+use std::time::Instant;
 use tensor::{DType, Queue, Tensor};
 
 /// What a step is told.
@@ -57,6 +60,10 @@ pub struct StepContext<'a> {
     pub check_overflow: bool,
     /// A loss above it is a spike, whose update is not applied.
     pub loss_limit: Option<f64>,
+    /// Report the norms of every block.
+    pub norms: bool,
+    /// Times the parts of the step.
+    pub(crate) clock: Option<&'a Clock>,
 }
 
 /// What a step did.
@@ -76,6 +83,8 @@ pub struct StepReport {
     pub spiked: bool,
     /// Of the forward passes.
     pub cost: Cost,
+    /// Of every block; empty unless the step was asked for them.
+    pub norms: Vec<BlockNorms>,
 }
 
 /// What has been accumulated since the last update.
@@ -149,6 +158,8 @@ impl StepContext<'_> {
         let num_blocks = self.model.blocks.len();
         let kept = self.pld_theta.map(|theta| Kept::draw(num_blocks, theta, self.seed, self.step, first_sample));
         let residency = kept.as_ref().map_or(&Resident as &dyn Residency, |kept| kept);
+        let timed = self.clock.map(|clock| clock.over(residency));
+        let residency = timed.as_ref().map_or(residency, |timed| timed);
         half(Pass { model: self.model, residency })
     }
 
@@ -160,6 +171,7 @@ impl StepContext<'_> {
         samples: &[data::Sample],
         ready: &mut dyn FnMut(f64),
     ) -> Result<StepReport> {
+        let start = Instant::now();
         let Accumulated { logprobs, losses, num_targets, cost } = so_far;
         let mut sum = 0.0f64;
         for logprobs in &logprobs {
@@ -182,6 +194,10 @@ impl StepContext<'_> {
         }
         let norm = to_mean * grad_norm(self.queue, &self.state.store.gradients(self.queue)?)?;
         ready(norm);
+        let norms = match self.norms {
+            true => norms::of_blocks(self.queue, self.model, self.state, to_mean)?,
+            false => Vec::new(),
+        };
         let skipped = self.check_overflow && !norm.is_finite();
         let spiked = self.loss_limit.is_some_and(|limit| loss > limit);
         if !skipped && !spiked {
@@ -195,7 +211,10 @@ impl StepContext<'_> {
             self.state.update(self.queue, self.groups, self.seed, &at)?;
         }
         let loss_scale = (self.dtype == DType::F16).then_some(self.loss_scale);
-        Ok(StepReport { loss, grad_norm: norm, num_targets, skipped, loss_scale, spiked, cost })
+        if let Some(clock) = self.clock {
+            clock.updated(start);
+        }
+        Ok(StepReport { loss, grad_norm: norm, num_targets, skipped, loss_scale, spiked, cost, norms })
     }
 
     pub(crate) fn env<'a>(&'a self, batch: &'a Batch, seed: Option<f32>) -> Env<'a> {
@@ -208,6 +227,7 @@ impl StepContext<'_> {
             head: HeadRequest::TokenLogprobs { seed },
             dropout: Some((self.seed, self.step)),
             cache: None,
+            probe: self.clock.and_then(|clock| clock.probe(self.step)),
         }
     }
 }

@@ -16,11 +16,12 @@ mod micro_batch;
 pub use checkpoint::{LoadOptions, Loaded};
 pub use micro_batch::Loss;
 
+use crate::breakdown::Clock;
 use crate::callback::Callbacks;
 use crate::checkpoint::{Counters, FreshFrom};
 use crate::config::RunConfig;
 use crate::error::{Result, TrainError};
-use crate::event::{Observer, Silent};
+use crate::event::{Event, Observer, Silent};
 use crate::loss_scale::LossScaler;
 use crate::loss_spike::SpikeGuard;
 use crate::plan::groups::ParamGroups;
@@ -74,6 +75,8 @@ pub struct Engine {
     fresh: FreshFrom,
     /// Norm of the last step's gradient, and whether its update was applied.
     last: Option<(f64, bool)>,
+    /// Of a run that times its steps.
+    pub(crate) clock: Option<Clock>,
     /// Micro-batches since the last update.
     pending: Pending,
     boundary: Boundary,
@@ -120,12 +123,14 @@ impl Engine {
         queue: Queue,
         own: Option<Arc<dyn Optimizer>>,
     ) -> Result<Self> {
-        let groups = ParamGroups::resolve(&config, &model, own)?;
+        let mut groups = ParamGroups::resolve(&config, &model, own)?;
+        groups.settle(&config, &plan);
         let state = TrainState::new(&model, source, &queue, plan.dtype, &groups, config.run.ema_decay)?;
         let (counters, fresh, pending, boundary, callbacks) = Default::default();
         let scaler = config.fp16.enabled.then(|| LossScaler::new(config.fp16));
         let (guard, plateau) = (config.run.loss_spike.map(SpikeGuard::new), config.plateau());
         let (evaluated, set_lr, last) = (None, None, None);
+        let clock = config.times_steps().then(|| Clock::new(config.flops_profiler.step()));
         Ok(Self {
             config,
             plan,
@@ -138,6 +143,7 @@ impl Engine {
             guard,
             plateau,
             evaluated,
+            clock,
             set_lr,
             fresh,
             last,
@@ -194,6 +200,7 @@ impl Engine {
     /// Settles the length of the run against the data.
     pub(crate) fn resolve_steps(&mut self, epoch_samples: u64) -> Result<()> {
         self.plan = RunPlan::resolve(&self.config, self.plan.sequence_length, epoch_samples)?;
+        self.groups.settle(&self.config, &self.plan);
         Ok(())
     }
 
@@ -220,10 +227,11 @@ impl Engine {
     /// The rates of the next step: that of weights in no item of `optimizer.groups`, then that of each item, 0 where it is
     /// frozen.
     pub fn get_lr(&self) -> Vec<f64> {
-        self.groups.lr_ratios().iter().map(|ratio| self.lr() * ratio).collect()
+        self.groups.rates(self.lr(), self.counters.applied_steps - self.fresh.schedule)
     }
 
-    /// Sets the rate of `optimizer.params.lr` from the next step on; groups with rates of their own keep their ratio to it. A
+    /// Sets the rate of `optimizer.params.lr` from the next step on; groups with rates of their own keep
+    /// their ratio to it, those with a schedule of their own keep that. A
     /// schedule sets the rate again when it moves, which is after the next update; without one it stays. Checkpoints keep it.
     ///
     /// # Errors
@@ -276,6 +284,27 @@ impl Engine {
         self.scaler.as_ref().map(LossScaler::scale)
     }
 
+    /// Every key with its final value under `dump_state`, and a word on a profile that will not be.
+    pub(crate) fn report_state(&self, observer: &mut dyn Observer) {
+        if self.config.dump_state {
+            let settings = self.config.settings(&self.plan.derived(&self.config));
+            let lines: Vec<String> = settings.iter().map(ToString::to_string).collect();
+            observer.on(Event::Report { name: "state", text: &lines.join("\n") });
+        }
+        let (done, steps) = (self.counters.step, self.plan.steps);
+        if let Some(step) = self.config.flops_profiler.step().filter(|step| *step <= done || *step > steps) {
+            let notice =
+                format!("flops_profiler.profile_step is {step}, and this run makes steps {} to {steps}", done + 1);
+            observer.on(Event::Notice(&notice));
+        }
+    }
+
+    /// Whether the next step reports the norms of every block.
+    fn norms_due(&self) -> bool {
+        let every = self.config.run.norms_every;
+        every > 0 && (self.counters.step + 1).is_multiple_of(every)
+    }
+
     fn context(&self) -> StepContext<'_> {
         StepContext {
             queue: &self.queue,
@@ -297,6 +326,8 @@ impl Engine {
             gradient_noise: self.config.run.gradient_noise,
             check_overflow: self.config.fp16.enabled || self.config.bf16.check_grad_overflow,
             loss_limit: self.guard.as_ref().and_then(SpikeGuard::limit),
+            norms: self.norms_due(),
+            clock: self.clock.as_ref(),
         }
     }
 
