@@ -22,6 +22,7 @@ mod moments;
 
 use crate::breakdown::{Breakdown, memory_bytes};
 use crate::callback::{Callback, Control};
+use crate::checkpoint::Head;
 use crate::config::RunConfig;
 use crate::engine::Engine;
 use crate::error::{Result, TrainError};
@@ -319,7 +320,10 @@ impl<'a> Loop<'a> {
         self.engine.report_state(observer);
         self.begin_callbacks()?;
         let every = self.engine.config.run.clone();
-        if done_steps > 0 && every.eval_every > 0 && done_steps.is_multiple_of(every.eval_every) {
+        let was_due = done_steps > 0 && every.eval_every > 0 && done_steps.is_multiple_of(every.eval_every);
+        // What was asked for after an evaluation is for the next step.
+        let was_asked = self.engine.evaluated != Some(done_steps) && self.asked.take_evaluation();
+        if was_due || was_asked {
             // A signal came when this evaluation was due: the checkpoint went before it.
             self.evaluate(observer)?;
         }
@@ -465,7 +469,8 @@ impl<'a> Loop<'a> {
     /// Saves the state after the last step; see [`Saver::save`].
     fn save(&mut self, is_last: bool, observer: &mut dyn Observer) -> Result<()> {
         let engine = &*self.engine;
-        let head = engine.head(fingerprint(self.data, &engine.config));
+        let fingerprint = fingerprint(self.data, &engine.config);
+        let head = Head { evaluation_asked: self.asked.wants_evaluation(), ..engine.head(fingerprint) };
         self.saver.save(engine, head, &self.metrics.metrics, is_last, observer)
     }
 }
