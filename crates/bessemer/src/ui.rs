@@ -194,10 +194,21 @@ impl Observer for Ui {
             Event::Started { plan, num_parameters, done_steps } => self.started(plan, num_parameters, done_steps),
             Event::Step(metrics) => self.step(metrics),
             Event::Evaluating { done, total } => self.evaluating(done, total),
-            Event::Evaluated { step, loss, perplexity } => {
+            Event::Evaluated { step, set, loss, perplexity, bits_per_byte } => {
+                let of = set.map_or(String::new(), |set| format!("{set}: "));
+                let bits = bits_per_byte.map_or(String::new(), |bits| format!("  bits per byte {bits:.4}"));
                 self.line(
-                    &format!("step {step}  validation loss {loss:.4}  perplexity {perplexity:.2}"),
-                    || json!({"event": "evaluated", "step": step, "eval_loss": loss, "eval_perplexity": perplexity}),
+                    &format!("step {step}  {of}validation loss {loss:.4}  perplexity {perplexity:.2}{bits}"),
+                    || {
+                        let mut line = json!({"event": "evaluated", "step": step, "eval_loss": loss,
+                                              "eval_perplexity": perplexity});
+                        for (key, value) in [("eval_set", json!(set)), ("eval_bits_per_byte", json!(bits_per_byte))] {
+                            if !value.is_null() {
+                                line[key] = value;
+                            }
+                        }
+                        line
+                    },
                 );
             }
             Event::Sample { step, text, last } => self.sample(step, text, last),

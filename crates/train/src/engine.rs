@@ -7,6 +7,7 @@ use crate::checkpoint::{Checkpoint, Counters};
 use crate::config::RunConfig;
 use crate::curriculum::cut;
 use crate::error::{Result, TrainError};
+use crate::evaluation::{self, Followers};
 use crate::event::{Observer, Silent};
 use crate::loss_scale::{LossScaler, ScaleChange};
 use crate::loss_spike::SpikeGuard;
@@ -40,6 +41,8 @@ pub struct Engine {
     pub(crate) guard: Option<SpikeGuard>,
     /// Of a run whose rate depends on evaluations.
     pub(crate) plateau: Option<Plateau>,
+    /// Early stopping and the best checkpoints.
+    pub(crate) followers: Followers,
     /// The last step whose evaluation was made.
     pub(crate) evaluated: Option<u64>,
     /// Micro-batches since the last update.
@@ -105,8 +108,22 @@ impl Engine {
         let (counters, pending) = Default::default();
         let scaler = config.fp16.enabled.then(|| LossScaler::new(config.fp16));
         let (guard, plateau) = (config.run.loss_spike.map(SpikeGuard::new), config.plateau());
-        let evaluated = None;
-        Ok(Self { config, plan, queue, model, state, groups, counters, scaler, guard, plateau, evaluated, pending })
+        let (followers, evaluated) = (Followers::new(&config), None);
+        Ok(Self {
+            config,
+            plan,
+            queue,
+            model,
+            state,
+            groups,
+            counters,
+            scaler,
+            guard,
+            plateau,
+            followers,
+            evaluated,
+            pending,
+        })
     }
 
     /// The model.
@@ -283,7 +300,7 @@ impl Engine {
     /// # Errors
     /// The device failed.
     pub fn evaluate(&self, dataset: &Dataset, observer: &mut dyn Observer) -> Result<Evaluation> {
-        run::evaluate(self, dataset, observer)
+        evaluation::evaluate(self, dataset, observer)
     }
 
     /// Takes weights, optimizer state and counters from a checkpoint.
@@ -323,6 +340,7 @@ impl Engine {
         if let (Some(plateau), Some(state)) = (&mut self.plateau, head.plateau) {
             plateau.state = state;
         }
+        self.followers.restore(head);
         Ok(())
     }
 }

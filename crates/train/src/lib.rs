@@ -8,6 +8,9 @@
 //! | [`training_data`] | the training and validation samples of a run |
 //! | [`engine`] | a model in training: batches in, reports out |
 //! | [`step`] | one optimizer step |
+//! | [`evaluation`] | the validation sets, and what follows their figures |
+//! | [`early_stop`] | a run without gain ends |
+//! | [`best`] | the best checkpoints, kept beside the newest |
 //! | [`curriculum`] | rows that grow with the steps |
 //! | [`layer_drop`] | layers left out at random |
 //! | [`loss_scale`] | the scale of an fp16 run's loss |
@@ -20,11 +23,14 @@
 #![forbid(unsafe_code)]
 
 pub mod bench;
+pub mod best;
 pub mod checkpoint;
 pub mod config;
 pub mod curriculum;
+pub mod early_stop;
 pub mod engine;
 mod error;
+pub mod evaluation;
 pub mod event;
 mod export;
 mod grad_norm;

@@ -8,6 +8,8 @@
 //! 3. Per step: batch, update, a line of metrics; then, where due, evaluation, checkpoint, sample, in this order, so that a
 //!    checkpoint stands behind every figure before it and nothing done for show can lose it.
 //!    A checkpoint on the way is copied there and written while the next steps run (`saving`).
+//!    An evaluation among the best is saved at once ([`crate::best`]); one too many without gain ends the run
+//!    ([`crate::early_stop`]).
 //! 4. At the end, after a signal, or where a step could not be made from weights that are whole, a last checkpoint; at the
 //!    end also evaluation, `model/` and a sample. However a run ends, it waits for the checkpoint being written.
 //!
@@ -17,10 +19,12 @@
 //! - Weights that are not finite are never saved.
 //! - The last checkpoint is on disk before `model/` is touched.
 
-use crate::checkpoint::{Head, Loader, Rng};
+use crate::checkpoint::folder::path_of;
+use crate::checkpoint::{Checkpoint, Head, Loader, Rng};
 use crate::config::RunConfig;
 use crate::engine::Engine;
-use crate::error::{Result, TrainError};
+use crate::error::Result;
+use crate::evaluation::{Scored, evaluate_sets};
 use crate::event::{Event, Observer, StepMetrics};
 use crate::loss_scale::skip_notice;
 use crate::loss_spike::{SpikeGuard, spike_notice};
@@ -33,8 +37,8 @@ use crate::resume::{fingerprint, load_newest, model_json};
 use crate::saving::Saver;
 use crate::system::{peak_resident_bytes, total_memory_bytes};
 use crate::training_data::TrainingData;
-use data::{Dataset, Tokenizer};
-use generate::{Evaluation, Forward, GenerateOptions, Sampling, TOKENS_PER_PASS};
+use data::Tokenizer;
+use generate::{Forward, GenerateOptions, Sampling};
 use models::Resident;
 use ops::Single;
 use serde_json::json;
@@ -211,20 +215,7 @@ pub(crate) fn resume(
     Loop::begin(engine, data, output, resumed_at)?.run(observer, stop)
 }
 
-/// The mean loss over a whole dataset, with its progress told.
-pub(crate) fn evaluate(engine: &Engine, dataset: &Dataset, observer: &mut dyn Observer) -> Result<Evaluation> {
-    let total = dataset.num_samples();
-    let _averaged = engine.state.show_average(&engine.queue)?;
-    let samples = (0..total).map(|index| {
-        observer.on(Event::Evaluating { done: index, total });
-        dataset.get(index)
-    });
-    let sum = generate::evaluate(&forward(engine), samples, TOKENS_PER_PASS)?;
-    sum.evaluation(dataset.text_bytes())
-        .ok_or_else(|| TrainError::Request("the validation data have no target that counts".to_owned()))
-}
-
-fn forward(engine: &Engine) -> Forward<'_> {
+pub(crate) fn forward(engine: &Engine) -> Forward<'_> {
     Forward {
         queue: &engine.queue,
         model: &engine.model,
@@ -289,7 +280,7 @@ impl<'a> Loop<'a> {
             // A signal came when this evaluation was due: the checkpoint went before it.
             self.evaluate(observer)?;
         }
-        while self.engine.counters.step < steps {
+        while !self.is_at_end() {
             if let Some(signal) = stop.signal() {
                 self.save(true, observer)?;
                 return Ok(Outcome::Interrupted { signal });
@@ -312,19 +303,21 @@ impl<'a> Loop<'a> {
             if eval_due {
                 self.evaluate(observer)?;
             }
+            let last = self.is_at_end();
             if save_due && !last {
                 self.save(false, observer)?;
             }
             if sample_due && !last {
-                self.sample(observer)?;
+                self.sample(false, observer)?;
             }
         }
         self.evaluate(observer)?;
         self.save(true, observer)?;
+        self.load_best(observer)?;
         let path = self.output.model();
         self.engine.save_pretrained(&path, self.data.tokenizer.as_ref())?;
         observer.on(Event::Exported { path: &path });
-        self.sample(observer)?;
+        self.sample(true, observer)?;
         Ok(Outcome::Finished)
     }
 
@@ -361,28 +354,33 @@ impl<'a> Loop<'a> {
         Ok(())
     }
 
+    /// Evaluates, unless that was done at this step; a state among the best is saved.
     fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<()> {
-        let step = self.engine.counters.step;
-        let Some(dataset) = self.data.validation.as_ref().filter(|_| self.engine.evaluated != Some(step)) else {
-            return Ok(());
-        };
-        let Evaluation { loss, perplexity, tokens, .. } = evaluate(self.engine, dataset, observer)?;
-        if !loss.is_finite() {
-            return Err(TrainError::Diverged { step, what: "the validation loss".to_owned() });
+        let is_best = evaluate_sets(self.engine, &self.data.validation, &mut self.metrics, observer)?;
+        if is_best { self.save(self.is_at_end(), observer) } else { Ok(()) }
+    }
+
+    /// Whether no step follows.
+    fn is_at_end(&self) -> bool {
+        self.engine.counters.step >= self.engine.plan.steps || self.engine.followers.is_stopped()
+    }
+
+    /// Takes the weights of the best checkpoint, if the run exports those.
+    fn load_best(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        let best = self.engine.followers.best().first().copied();
+        let Some(best) = best.filter(|_| self.engine.config.run.load_best_at_end) else { return Ok(()) };
+        if best.step != self.engine.counters.step {
+            let checkpoint = Checkpoint::open(&path_of(&self.output.checkpoints(), best.step))?;
+            self.engine.load_checkpoint(&checkpoint)?;
         }
-        self.metrics
-            .append(&json!({"step": step, "eval_loss": loss, "eval_perplexity": perplexity, "eval_tokens": tokens}))?;
-        observer.on(Event::Evaluated { step, loss, perplexity });
-        if self.engine.evaluated(loss) {
-            let notice =
-                format!("step {step}: the validation loss has stopped falling; the rate is now {}", self.engine.lr());
-            observer.on(Event::Notice(&notice));
-        }
+        let Scored { step, value } = best;
+        let notice = format!("the model is that of step {step}, the best one ({value:.6}; run.load_best_at_end)");
+        observer.on(Event::Notice(&notice));
         Ok(())
     }
 
     /// Goes on from the prompt, if the run has one and its data a tokenizer.
-    fn sample(&self, observer: &mut dyn Observer) -> Result<()> {
+    fn sample(&self, last: bool, observer: &mut dyn Observer) -> Result<()> {
         let engine = &*self.engine;
         let (Some(prompt), Some(tokenizer)) = (&engine.config.run.sample_prompt, &self.data.tokenizer) else {
             return Ok(());
@@ -400,7 +398,6 @@ impl<'a> Loop<'a> {
         let made =
             generate::generate(forward(engine), Some(tokenizer), &tokens, options, |_| ControlFlow::Continue(()))?;
         let made = made.text.unwrap_or_default();
-        let last = step >= engine.plan.steps;
         observer.on(Event::Sample { step, text: &format!("{prompt}{made}"), last });
         Ok(())
     }
@@ -408,7 +405,7 @@ impl<'a> Loop<'a> {
     /// Saves the state after the last step; see [`Saver::save`].
     fn save(&mut self, is_last: bool, observer: &mut dyn Observer) -> Result<()> {
         let engine = &*self.engine;
-        let head = Head {
+        let mut head = Head {
             counters: engine.counters,
             loader: Loader { samples: engine.counters.samples, fingerprint: fingerprint(self.data, &engine.config) },
             rng: Rng { seed: engine.config.run.seed },
@@ -419,8 +416,11 @@ impl<'a> Loop<'a> {
             loss_scale: engine.scaler.map(|scaler| scaler.state()),
             loss_spike: engine.guard.as_ref().map(|guard| guard.state().clone()),
             plateau: engine.plateau.map(|plateau| plateau.state),
+            early_stop: None,
+            best: None,
             evaluated: engine.evaluated,
         };
+        engine.followers.save(&mut head);
         self.saver.save(engine, head, &self.metrics, is_last, observer)
     }
 }
