@@ -33,6 +33,7 @@ enum Phase {
     Tokenizing,
     Training,
     Evaluating,
+    Tuning,
 }
 
 impl Ui {
@@ -68,12 +69,18 @@ impl Ui {
 
     /// A signal ended the run, and a checkpoint holds everything.
     pub(crate) fn interrupted(&mut self, signal: usize) {
+        self.stopped(signal, "--resume goes on from here");
+    }
+
+    /// A signal ended a trial, which leaves nothing.
+    pub(crate) fn trial_interrupted(&mut self, signal: usize) {
+        self.stopped(signal, "nothing was written");
+    }
+
+    fn stopped(&mut self, signal: usize, what_is_left: &str) {
         self.bar.finish_and_clear();
         let name = if signal == SIGINT as usize { "SIGINT" } else { "SIGTERM" };
-        self.line(
-            &format!("stopped by {name}; --resume goes on from here"),
-            || json!({"event": "interrupted", "signal": signal}),
-        );
+        self.line(&format!("stopped by {name}; {what_is_left}"), || json!({"event": "interrupted", "signal": signal}));
     }
 
     fn new_bar(&mut self, phase: Phase, total: u64, template: &str) {
@@ -172,6 +179,20 @@ impl Ui {
         self.bar.set_position(done);
     }
 
+    /// A bar; where there is none, a line every so many steps.
+    fn tuning(&mut self, done: u64, total: u64, note: &str) {
+        if self.phase != Phase::Tuning {
+            self.new_bar(Phase::Tuning, total, "{pos}/{len} [{bar:16}] {msg}");
+        }
+        if !self.bar.is_hidden() {
+            self.bar.set_message(format!("{note}  {}", self.time_left(done, total)));
+            self.bar.set_position(done);
+        } else if done.is_multiple_of(self.log_every) || done == total {
+            let json = || json!({"event": "tuning", "done": done, "total": total, "note": note});
+            self.line(&format!("{done}/{total}  {note}"), json);
+        }
+    }
+
     fn sample(&self, step: u64, text: &str, last: bool) {
         if last {
             self.bar.finish_and_clear();
@@ -211,6 +232,7 @@ impl Observer for Ui {
                     },
                 );
             }
+            Event::Tuning { done, total, note } => self.tuning(done, total, note),
             Event::Sample { step, text, last } => self.sample(step, text, last),
             Event::Saved { path } => self.line(
                 &format!("saved {}", path.display()),

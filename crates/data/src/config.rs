@@ -306,7 +306,8 @@ mod tests {
 
     #[test]
     fn validation_sets_keep_their_names_and_the_order_of_the_file() {
-        let text = r#"{"train": "a", "validation": {"wiki": "w.txt", "code": {"path": "c.jsonl", "text_field": "code"}}}"#;
+        let text =
+            r#"{"train": "a", "validation": {"wiki": "w.txt", "code": {"path": "c.jsonl", "text_field": "code"}}}"#;
         let config = parse(text).unwrap();
         let validation = config.validation.clone().unwrap();
         let keys: Vec<String> = validation.sources().into_iter().map(|(key, _)| key).collect();

@@ -72,9 +72,8 @@ impl EarlyStop {
     /// An evaluation after `step`, whose figure may not be finite. Returns what is said if it ends the run.
     pub(crate) fn evaluated(&mut self, step: u64, scored: Option<Scored>) -> Option<String> {
         let best = self.state.best;
-        let gains = |scored: &Scored| {
-            best.is_none_or(|best| self.goal.gain(scored.value, best.value) > self.config.min_gain)
-        };
+        let gains =
+            |scored: &Scored| best.is_none_or(|best| self.goal.gain(scored.value, best.value) > self.config.min_gain);
         if let Some(scored) = scored.filter(gains) {
             (self.state.best, self.state.waited) = (Some(scored), 0);
             return None;

@@ -48,6 +48,15 @@ pub enum Event<'a> {
         /// Where the bytes of the text are known.
         bits_per_byte: Option<f64>,
     },
+    /// A trial has made so many steps of so many.
+    Tuning {
+        /// Steps done.
+        done: u64,
+        /// Steps in all, at most.
+        total: u64,
+        /// What the last one was, for people.
+        note: &'a str,
+    },
     /// Text that the model makes now.
     Sample {
         /// After this step.

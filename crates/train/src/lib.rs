@@ -19,6 +19,8 @@
 //! | [`checkpoint`] | what is kept so that a run can go on bit for bit |
 //! | [`metrics`] | one JSON line a step |
 //! | [`pretrained`] | a trained model opened again, checkpoints included |
+//! | [`tune`] | short trials that find a rate and a batch size |
+//! | [`plot`] | curves as SVG and PNG |
 //! | [`bench`](mod@bench) | how fast this machine trains a model |
 #![forbid(unsafe_code)]
 
@@ -42,6 +44,7 @@ pub mod model_source;
 mod non_finite;
 mod output;
 pub mod plan;
+pub mod plot;
 pub mod pretrained;
 mod resume;
 pub mod run;
@@ -50,6 +53,7 @@ mod state;
 pub mod step;
 pub mod system;
 pub mod training_data;
+pub mod tune;
 
 pub use config::RunConfig;
 pub use engine::Engine;

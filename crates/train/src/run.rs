@@ -66,7 +66,7 @@ pub enum Outcome {
 pub struct Stop(pub Arc<AtomicUsize>);
 
 impl Stop {
-    fn signal(&self) -> Option<usize> {
+    pub(crate) fn signal(&self) -> Option<usize> {
         Some(self.0.load(Ordering::Relaxed)).filter(|&signal| signal != 0)
     }
 }
@@ -84,37 +84,15 @@ impl Run {
     ///
     /// # Errors
     /// What is wrong, as one paragraph.
-    pub fn prepare(mut config: RunConfig, resume: bool, observer: &mut dyn Observer) -> Result<Self> {
-        let (source, ..) = config.for_training()?;
+    pub fn prepare(config: RunConfig, resume: bool, observer: &mut dyn Observer) -> Result<Self> {
+        config.for_training()?;
         let output = Output::new(&config.run.output);
         if resume {
             output.check_folder()?
         } else {
             output.check_free()?
         }
-        let mut origin = ModelOrigin::open(&config, source)?;
-        let max_positions = Some(origin.config.max_positions());
-        let (own, vocab_size) = (origin.tokenizer.clone(), origin.config.vocab_size);
-        // Batch sizes, instruction set and memory are refused before the data are read.
-        let plan = RunPlan::resolve(&config, plan::sequence_length(&config, max_positions)?, 0)?;
-        if vocab_size.is_some() {
-            check_memory(&mut config, &mut origin, None, plan.clone(), observer)?;
-        }
-        let data = TrainingData::open(&config, own.as_ref(), max_positions, vocab_size, observer)?;
-        if vocab_size.is_none() {
-            check_memory(&mut config, &mut origin, data.tokenizer.as_ref(), plan, observer)?;
-        }
-        check_sample(&config, &data, origin.config.max_positions())?;
-        let model = origin.build(data.tokenizer.as_ref(), positions(&config, &origin, &data))?;
-        let weights = origin.weights(&model, config.run.seed)?;
-        for notice in config.notices() {
-            observer.on(Event::Notice(&notice));
-        }
-        let mut engine = Engine::with_weights(model, config, &weights)?;
-        engine.resolve_steps(data.loader.epoch_samples())?;
-        for notice in engine.plan.notices(&engine.config) {
-            observer.on(Event::Notice(&notice));
-        }
+        let (mut engine, data) = open(config, observer)?;
         let resumed_at = if resume { load_newest(&mut engine, &data, &output, observer)? } else { None };
         Ok(Self { engine, data, output, resumed_at })
     }
@@ -131,6 +109,36 @@ impl Run {
     pub fn execute(mut self, observer: &mut dyn Observer, stop: &Stop) -> Result<Outcome> {
         Loop::begin(&mut self.engine, &self.data, self.output, self.resumed_at)?.run(observer, stop)
     }
+}
+
+/// Model, data and every number of a run, with everything checked but its output folder; nothing is written but the token
+/// cache.
+pub(crate) fn open(mut config: RunConfig, observer: &mut dyn Observer) -> Result<(Engine, TrainingData)> {
+    let (source, ..) = config.for_training()?;
+    let mut origin = ModelOrigin::open(&config, source)?;
+    let max_positions = Some(origin.config.max_positions());
+    let (own, vocab_size) = (origin.tokenizer.clone(), origin.config.vocab_size);
+    // Batch sizes, instruction set and memory are refused before the data are read.
+    let plan = RunPlan::resolve(&config, plan::sequence_length(&config, max_positions)?, 0)?;
+    if vocab_size.is_some() {
+        check_memory(&mut config, &mut origin, None, plan.clone(), observer)?;
+    }
+    let data = TrainingData::open(&config, own.as_ref(), max_positions, vocab_size, observer)?;
+    if vocab_size.is_none() {
+        check_memory(&mut config, &mut origin, data.tokenizer.as_ref(), plan, observer)?;
+    }
+    check_sample(&config, &data, origin.config.max_positions())?;
+    let model = origin.build(data.tokenizer.as_ref(), positions(&config, &origin, &data))?;
+    let weights = origin.weights(&model, config.run.seed)?;
+    for notice in config.notices() {
+        observer.on(Event::Notice(&notice));
+    }
+    let mut engine = Engine::with_weights(model, config, &weights)?;
+    engine.resolve_steps(data.loader.epoch_samples())?;
+    for notice in engine.plan.notices(&engine.config) {
+        observer.on(Event::Notice(&notice));
+    }
+    Ok((engine, data))
 }
 
 /// Refuses a run that this machine cannot hold, before anything large is allocated. Where only the snapshot of checkpoints

@@ -99,7 +99,8 @@ fn the_set_that_is_followed_is_the_first_or_the_one_that_is_named() {
         let manifest: Value = serde_json::from_str(&manifest).expect("JSON");
         let of_followed = |line: &&Value| line["eval_set"] == followed;
         let lines = evaluations(&output);
-        let mut losses: Vec<f64> = lines.iter().filter(of_followed).filter_map(|line| line["eval_loss"].as_f64()).collect();
+        let mut losses: Vec<f64> =
+            lines.iter().filter(of_followed).filter_map(|line| line["eval_loss"].as_f64()).collect();
         losses.sort_by(f64::total_cmp);
         let best = manifest["best"]["best"].as_array().expect("the best").iter();
         assert_eq!(best.filter_map(|scored| scored["value"].as_f64()).collect::<Vec<_>>(), losses);
@@ -268,8 +269,14 @@ fn sets_that_cannot_be_are_refused_by_name() {
             json!({ "path": text }),
             "test: data.validation.path cannot be the name of a set; a source of its own stands in a list, [{ \"path\": ... }]",
         ),
-        (json!({ "my set": text }), "test: data.validation.my set is a set called \"my set\"; its name must be letters"),
-        (json!({ "splitt": 0.1 }), "test: data.validation.splitt is not a known key; the nearest one is data.validation.split"),
+        (
+            json!({ "my set": text }),
+            "test: data.validation.my set is a set called \"my set\"; its name must be letters",
+        ),
+        (
+            json!({ "splitt": 0.1 }),
+            "test: data.validation.splitt is not a known key; the nearest one is data.validation.split",
+        ),
     ] {
         let refusal = refusal(&[("data.validation", validation)]);
         assert!(refusal.starts_with(want), "{refusal}");
