@@ -37,9 +37,11 @@ pub mod reduce;
 pub mod residual;
 pub mod rms_norm;
 pub mod rope;
+pub mod scatter_rows;
 pub mod silu_mul;
 pub mod update;
 
+mod fused;
 mod lanes;
 mod rows;
 #[cfg(test)]

@@ -14,10 +14,13 @@ pub mod hf;
 pub mod layers;
 pub mod param;
 pub mod pass;
+pub mod recompute;
 pub mod registry;
 pub mod weights;
 
 pub use block::{Block, LinearSpec, Model, ModelBuilder, NamedBlock};
 pub use families::ModelConfig;
 pub use param::{Dim, Init, ParamSpec};
-pub use pass::{Pass, PassOutput, Residency, Resident};
+pub use pass::{Pass, PassOutput, Recorded, Residency, Resident};
+
+pub use recompute::Recompute;

@@ -13,6 +13,7 @@ use std::sync::{RwLockReadGuard, RwLockWriteGuard};
 
 mod update;
 
+use rows::scatter_rows;
 use update::{adafactor, dequantize, lamb, normalize, quantize, update};
 
 /// The kernels of the CPU.
@@ -39,6 +40,7 @@ pub static CPU: Backend = Backend {
     rope,
     embedding,
     embedding_backward,
+    scatter_rows,
     residual,
     residual_backward,
     dropout,
@@ -191,6 +193,9 @@ macro_rules! float {
         }
     };
 }
+
+// After the macro that it uses.
+mod rows;
 use float;
 
 fn matmul(queue: &Queue, args: MatmulArgs<&Tensor>) -> Done {

@@ -9,6 +9,7 @@
 //! | `load` | file and command line to [`RunConfig`] |
 //! | `rules`, `scheduler` | optimizer and schedule |
 //! | `precision` | f32, bf16 or fp16 |
+//! | `recompute`, `random_ltd` | what runs again in backward; token dropping |
 //! | `encoded` | a configuration as an argument, in base64 |
 //! | `resolve` | every key with its final value and its origin |
 //! | [`mod@reference`] | the page of all keys, `docs/config.md` |
@@ -27,7 +28,9 @@ mod instead;
 pub mod keys;
 mod load;
 pub(crate) mod precision;
+mod random_ltd;
 mod read;
+mod recompute;
 pub mod reference;
 mod resolve;
 mod rules;
@@ -37,15 +40,20 @@ mod together;
 
 pub use error::ConfigError;
 pub use load::Overrides;
+pub use random_ltd::{DataEfficiencyConfig, DataRoutingConfig, RandomLtdConfig, RandomLtdGrowth, RandomLtdSchedule};
+pub use recompute::{ActivationCheckpointingConfig, PipelineConfig, RecomputeChoice, RecomputeConfig};
 pub use resolve::{Fate, Origin, Setting};
 pub use rules::{AdamParams, GroupConfig, MuonParams, NoRule, OptimizerConfig, OptimizerRule, Rated, RatedRule};
 pub(crate) use scheduler::groups_per_item;
 pub use scheduler::{PerGroup, SchedulerConfig};
 pub(crate) use together::tensor_ranks;
 
+use crate::checkpoint::TagValidation;
 use crate::curriculum::CurriculumConfig;
+use crate::flops_profiler::FlopsProfilerConfig;
 use crate::layer_drop::LayerDropConfig;
 use crate::loss_spike::LossSpikeConfig;
+use crate::monitor::MonitorConfig;
 use crate::plan::ramp::RampConfig;
 use check::Unheeded;
 use data::DataConfig;
@@ -71,6 +79,8 @@ pub struct RunConfig {
     pub train_micro_batch_size_per_gpu: Option<u64>,
     /// Micro-batches of one optimizer step.
     pub gradient_accumulation_steps: Option<u64>,
+    /// Whether the engine counts micro-batches to the end of a step in a program's own loop; false: every step updates.
+    pub managed_gradient_accumulation: bool,
     /// Largest global L2 norm of the gradient; 0 = off.
     pub gradient_clipping: f64,
     /// Steps between log lines; see [`RunConfig::log_every`].
@@ -89,8 +99,26 @@ pub struct RunConfig {
     pub curriculum_learning: CurriculumConfig,
     /// Layers left out at random.
     pub progressive_layer_drop: LayerDropConfig,
+    /// Token dropping.
+    pub data_efficiency: DataEfficiencyConfig,
+    /// DeepSpeed's word for segments that run again.
+    pub activation_checkpointing: ActivationCheckpointingConfig,
+    /// Layers over ranks, of which one key holds on one rank too.
+    pub pipeline: PipelineConfig,
     /// What data-parallel ranks share.
     pub zero_optimization: ZeroConfig,
+    /// Figures as TensorBoard event files.
+    pub tensorboard: MonitorConfig,
+    /// Figures as CSV files.
+    pub csv_monitor: MonitorConfig,
+    /// One step measured module by module.
+    pub flops_profiler: FlopsProfilerConfig,
+    /// Where the time of a step goes; see [`RunConfig::times_steps`].
+    pub wall_clock_breakdown: bool,
+    /// Memory by kind with every log line of a step.
+    pub memory_breakdown: bool,
+    /// Every key with its final value in the log, once.
+    pub dump_state: bool,
     /// DeepSpeed's words for how checkpoints are written.
     pub checkpoint: CheckpointConfig,
     #[serde(skip)]
@@ -133,6 +161,8 @@ pub struct RunSection {
     pub checkpoint_every: u64,
     /// Whether checkpoints are written while training goes on; see [`RunConfig::checkpoint_async`].
     pub checkpoint_async: Option<bool>,
+    /// Steps between norms of every block; 0: never.
+    pub norms_every: u64,
     /// Newest checkpoints kept; 0 = all.
     pub keep_checkpoints: usize,
     /// Steps between printed samples; 0: one at the end.
@@ -143,8 +173,8 @@ pub struct RunSection {
     pub sample_tokens: usize,
     /// Steps between log lines; see [`RunConfig::log_every`].
     pub log_every: Option<u64>,
-    /// Keep each block's input alone and compute the rest again in backward.
-    pub recompute: bool,
+    /// See [`RunConfig::recompute`].
+    pub recompute: RecomputeConfig,
     /// Name of the highest instruction set used; none: the machine's.
     pub isa: Option<String>,
     /// Decay of the average of weights that is evaluated and exported; none: the weights themselves are.
@@ -242,6 +272,10 @@ pub struct ZeroConfig {
 /// The `checkpoint` section.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct CheckpointConfig {
+    /// What happens when ranks save one checkpoint under different tags.
+    pub tag_validation: TagValidation,
+    /// A program that loads without a tag where there is no checkpoint is told so by an error.
+    pub load_universal: bool,
     /// None: not given.
     pub writer: Option<WriterConfig>,
 }
@@ -389,6 +423,11 @@ impl RunConfig {
     /// Steps between log lines.
     pub fn log_every(&self) -> u64 {
         self.run.log_every.or(self.steps_per_print).unwrap_or(10)
+    }
+
+    /// Whether the parts of every step are timed: asked for, or because the profiler needs it.
+    pub fn times_steps(&self) -> bool {
+        self.wall_clock_breakdown || self.flops_profiler.enabled
     }
 
     /// Whether checkpoints are written while training goes on, which takes memory for a copy of the state: on unless
