@@ -68,7 +68,8 @@ impl Observer for Logged<'_> {
             }
             Event::Step(metrics) => self.step = metrics.step,
             Event::Evaluated { set, loss, perplexity, .. } => {
-                let line = json!({"event": "evaluated", "eval_set": set, "eval_loss": loss, "eval_perplexity": perplexity});
+                let line =
+                    json!({"event": "evaluated", "eval_set": set, "eval_loss": loss, "eval_perplexity": perplexity});
                 self.write(line);
             }
             Event::Sample { text, .. } => self.write(json!({"event": "sample", "text": text})),

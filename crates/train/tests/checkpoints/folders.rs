@@ -209,11 +209,11 @@ fn a_tag_is_the_newest_while_latest_names_it_and_is_never_pruned() {
     assert_eq!(latest(dir.path()), "best.v1\n");
     assert_eq!(newest_step(dir.path()), 15);
     assert_eq!(open_any(dir.path()).unwrap().expect("best.v1").folder(), folder);
-    prune(dir.path(), 1).unwrap();
+    prune(dir.path(), 1, &[]).unwrap();
     assert_eq!(names(dir.path()), ["best.v1", "latest"]);
     write_step(dir.path(), 30).unwrap();
     assert_eq!(newest_step(dir.path()), 30);
-    prune(dir.path(), 1).unwrap();
+    prune(dir.path(), 1, &[]).unwrap();
     assert_eq!(names(dir.path()), ["best.v1", "latest", "step-00000030"]);
     assert_holds(&tagged(dir.path(), "best.v1").unwrap(), 15);
     for tag in ["best", "..", ".", "latest", ""] {
