@@ -18,6 +18,8 @@ struct Entry {
     shape: Shape,
     role: Role,
     weight: RefCell<Option<Tensor>>,
+    /// The same in f32, where `weight` is rounded and ops may ask for it.
+    exact: RefCell<Option<Tensor>>,
     gradient: RefCell<Option<Tensor>>,
     /// Whether this step has put something into `gradient`.
     written: Cell<bool>,
@@ -33,8 +35,8 @@ impl ParamStore {
     /// Adds a weight without memory; ids count from 0 in this order.
     pub fn declare(&mut self, name: impl Into<String>, shape: Shape, role: Role) -> ParamId {
         let id = ParamId(self.entries.len() as u32);
-        let (weight, gradient, written) = Default::default();
-        self.entries.push(Entry { name: name.into(), shape, role, weight, gradient, written });
+        let (weight, exact, gradient, written) = Default::default();
+        self.entries.push(Entry { name: name.into(), shape, role, weight, exact, gradient, written });
         id
     }
 
@@ -56,6 +58,11 @@ impl ParamStore {
             assert!(got == entry.shape, "ParamStore::set_weight: {} is {}, got {got}", entry.name, entry.shape);
         }
         *entry.weight.borrow_mut() = weight;
+    }
+
+    /// What f32 ops read in place of a rounded weight; `None`: they cast that.
+    pub fn set_exact(&self, id: ParamId, exact: Option<Tensor>) {
+        *self.entries[id.index()].exact.borrow_mut() = exact;
     }
 
     /// Forgets all gradients: the next one to come is written, not added.
@@ -105,6 +112,14 @@ impl Params for ParamStore {
     fn weight(&self, id: ParamId) -> Result<Tensor> {
         let entry = &self.entries[id.index()];
         entry.weight.borrow().clone().ok_or_else(|| OpError::NotGathered { name: entry.name.clone() })
+    }
+
+    fn weight_in(&self, id: ParamId, dtype: DType) -> Result<Tensor> {
+        let exact = self.entries[id.index()].exact.borrow();
+        match &*exact {
+            Some(exact) if exact.dtype() == dtype => Ok(exact.clone()),
+            _ => self.weight(id),
+        }
     }
 
     fn shape(&self, id: ParamId) -> Shape {

@@ -9,9 +9,9 @@
 //! - A gradient tensor may be shared by several values; it is written in place only when nobody else holds it.
 //! - Ops that lead to no trained weight and to no input that wants a gradient are not recorded.
 
-use crate::{Env, Op, Result};
+use crate::{Env, Op, Result, Saw, Site};
 use std::collections::BTreeMap;
-use tensor::{AddArgs, CopyArgs, MemoryKind, Tensor};
+use tensor::{AddArgs, CopyArgs, DType, MemoryKind, Tensor};
 
 /// A value on a tape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,8 +23,18 @@ impl Var {
     }
 }
 
+/// How an op runs.
+#[derive(Clone, Copy)]
+pub(crate) struct Run {
+    /// None where its family is of no interest.
+    pub(crate) site: Option<Site>,
+    /// The format of its output.
+    pub(crate) dtype: DType,
+}
+
 struct Node {
     op: Box<dyn Op>,
+    run: Run,
     inputs: Vec<Var>,
     output: Var,
 }
@@ -78,11 +88,12 @@ impl Tape {
         self.values[var.index()].take().expect("Tape::consume: consumed twice")
     }
 
-    /// Runs an op on tensors and appends it. `trains`: whether it has a trained weight of its own.
+    /// Runs an op on tensors, in the environment of its own format, and appends it. `trains`: whether it has a trained weight of its own.
     pub(crate) fn append(
         &mut self,
         mut op: Box<dyn Op>,
         env: &Env<'_>,
+        run: Run,
         vars: &[Var],
         inputs: &[Tensor],
         trains: bool,
@@ -91,7 +102,7 @@ impl Tape {
         let needs_grad = self.record && (trains || vars.iter().any(|v| self.needs_grad[v.index()]));
         let output = self.push(output, needs_grad);
         if needs_grad {
-            self.nodes.push(Node { op, inputs: vars.to_vec(), output });
+            self.nodes.push(Node { op, run, inputs: vars.to_vec(), output });
         }
         Ok(output)
     }
@@ -113,8 +124,16 @@ impl Segment {
         for node in self.nodes.into_iter().rev() {
             // No gradient: the output was not used, or only by ops nothing flows back through.
             let Some(grad) = grads.remove(&node.output) else { continue };
+            let env = &Env { dtype: node.run.dtype, ..*env };
             let input_grads = node.op.backward(env, grad)?;
             debug_assert_eq!(input_grads.len(), node.inputs.len());
+            if let (Some(precision), Some(site)) =
+                (env.precision.filter(|precision| precision.watches()), node.run.site)
+            {
+                for grad in input_grads.iter().flatten() {
+                    precision.saw(env, site, Saw::Gradient, grad, None)?;
+                }
+            }
             for (&var, grad) in node.inputs.iter().zip(input_grads) {
                 if let Some(grad) = grad
                     && self.needs_grad[var.index()]

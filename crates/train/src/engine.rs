@@ -12,6 +12,7 @@ use crate::loss_scale::{LossScaler, ScaleChange};
 use crate::loss_spike::SpikeGuard;
 use crate::plan::groups::ParamGroups;
 use crate::plan::{self, RunPlan};
+use crate::precision::FormatTable;
 use crate::run::{self, Outcome};
 use crate::state::{StateTensor, TrainState};
 use crate::step::{Accumulated, StepContext, StepReport};
@@ -20,10 +21,11 @@ use data::{Dataset, Sample};
 use generate::Evaluation;
 use models::Model;
 use models::weights::WeightSource;
+use ops::Precision;
 use optim::Optimizer;
 use optim::schedule::Plateau;
 use std::sync::Arc;
-use tensor::{Queue, cpu};
+use tensor::{DType, Queue, cpu};
 
 /// A model with its weights, optimizer state and counters.
 pub struct Engine {
@@ -42,6 +44,8 @@ pub struct Engine {
     pub(crate) plateau: Option<Plateau>,
     /// The last step whose evaluation was made.
     pub(crate) evaluated: Option<u64>,
+    /// Of a run whose ops differ in their formats.
+    pub(crate) formats: Option<FormatTable>,
     /// Micro-batches since the last update.
     pending: Pending,
 }
@@ -101,12 +105,28 @@ impl Engine {
         own: Option<Arc<dyn Optimizer>>,
     ) -> Result<Self> {
         let groups = ParamGroups::resolve(&config, &model, own)?;
+        let table = plan.formats.table(&config, &model)?;
+        let formats = (!plan.formats.is_uniform()).then_some(table);
         let state = TrainState::new(&model, source, &queue, plan.dtype, &groups, config.run.ema_decay)?;
         let (counters, pending) = Default::default();
-        let scaler = config.fp16.enabled.then(|| LossScaler::new(config.fp16));
+        let scaler = LossScaler::of(&config);
         let (guard, plateau) = (config.run.loss_spike.map(SpikeGuard::new), config.plateau());
         let evaluated = None;
-        Ok(Self { config, plan, queue, model, state, groups, counters, scaler, guard, plateau, evaluated, pending })
+        Ok(Self {
+            config,
+            plan,
+            queue,
+            model,
+            state,
+            groups,
+            counters,
+            scaler,
+            guard,
+            plateau,
+            evaluated,
+            formats,
+            pending,
+        })
     }
 
     /// The model.
@@ -254,6 +274,11 @@ impl Engine {
         self.scaler.as_ref().map(LossScaler::scale)
     }
 
+    /// The format of each op; none: all run in that of the plan.
+    pub(crate) fn precision(&self) -> Option<&dyn Precision> {
+        self.formats.as_ref().map(|formats| formats as &dyn Precision)
+    }
+
     fn context(&self) -> StepContext<'_> {
         StepContext {
             queue: &self.queue,
@@ -261,6 +286,7 @@ impl Engine {
             state: &self.state,
             groups: &self.groups,
             dtype: self.plan.dtype,
+            precision: self.precision(),
             step: self.counters.step + 1,
             applied_step: self.counters.applied_steps + 1,
             seed: self.config.run.seed,
@@ -273,7 +299,7 @@ impl Engine {
             gradient_clipping: self.config.gradient_clipping,
             gradient_edit: self.config.run.gradient_edit(),
             gradient_noise: self.config.run.gradient_noise,
-            check_overflow: self.config.fp16.enabled || self.config.bf16.check_grad_overflow,
+            check_overflow: self.plan.dtype == DType::F16 || self.config.bf16.check_grad_overflow,
             loss_limit: self.guard.as_ref().and_then(SpikeGuard::limit),
         }
     }

@@ -91,7 +91,8 @@ pub(crate) fn remove_folder(folder: &Path) -> Result<()> {
 }
 
 impl Engine {
-    /// Writes the model as a Hugging Face folder that Transformers loads as it is, in the run's compute format.
+    /// Writes the model as a Hugging Face folder that Transformers loads as it is, in the run's compute format;
+    /// in f32 where formats go by op.
     ///
     /// # Errors
     /// The folder cannot be written.
@@ -101,7 +102,7 @@ impl Engine {
             config: self.model.config.as_ref(),
             tokenizer,
             weights: masters.iter().map(|(spec, _)| (spec.name.as_str(), spec.shape().dims().to_vec())).collect(),
-            dtype: self.plan.dtype,
+            dtype: self.plan.weight_dtype(&self.config),
         };
         export.write(folder, &mut |name| {
             let (_, master) = masters.iter().find(|(spec, _)| spec.name == name).expect("a name of the export");

@@ -12,6 +12,7 @@
 //! | [`layer_drop`] | layers left out at random |
 //! | [`loss_scale`] | the scale of an fp16 run's loss |
 //! | [`loss_spike`] | the guard against batches whose loss leaps |
+//! | [`precision`] | formats of op families, fixed or adapting |
 //! | [`run`] | a whole run: loop, evaluation, checkpoints, samples, signals |
 //! | [`checkpoint`] | what is kept so that a run can go on bit for bit |
 //! | [`metrics`] | one JSON line a step |
@@ -36,6 +37,7 @@ pub mod model_source;
 mod non_finite;
 mod output;
 pub mod plan;
+pub mod precision;
 pub mod pretrained;
 mod resume;
 pub mod run;

@@ -232,6 +232,7 @@ fn forward(engine: &Engine) -> Forward<'_> {
         regions: &Single,
         residency: &Resident,
         dtype: engine.plan.dtype,
+        precision: engine.precision(),
         positions: engine.model.max_positions.unwrap_or(usize::MAX),
     }
 }

@@ -98,6 +98,7 @@ impl TrainState {
             }
             let weight = Weight::new(queue, (id, spec), master, dtype, groups, ema_decay.is_some())?;
             store.set_weight(id, Some(weight.seen().clone()));
+            store.set_exact(id, weight.exact().cloned());
             kept.push(weight);
         }
         store.allocate_gradients(queue)?;
@@ -202,8 +203,9 @@ impl TrainState {
         let shown = ShownAverage(self);
         for weight in &self.weights {
             if let Some(average) = weight.average() {
-                let average = weights::cast(queue, average, weight.seen().dtype())?;
-                self.store.set_weight(weight.id, Some(average));
+                let rounded = weights::cast(queue, average, weight.seen().dtype())?;
+                self.store.set_weight(weight.id, Some(rounded));
+                self.store.set_exact(weight.id, weight.exact().map(|_| average.clone()));
             }
         }
         Ok(shown)
@@ -217,6 +219,7 @@ impl Drop for ShownAverage<'_> {
     fn drop(&mut self) {
         for weight in self.0.weights.iter().filter(|weight| weight.average().is_some()) {
             self.0.store.set_weight(weight.id, Some(weight.seen().clone()));
+            self.0.store.set_exact(weight.id, weight.exact().cloned());
         }
     }
 }
@@ -253,6 +256,11 @@ impl Weight {
     /// What ops read.
     fn seen(&self) -> &Tensor {
         self.compute.as_ref().unwrap_or(&self.master)
+    }
+
+    /// What f32 ops read in its place.
+    fn exact(&self) -> Option<&Tensor> {
+        self.compute.as_ref().map(|_| &self.master)
     }
 
     fn average(&self) -> Option<&Tensor> {

@@ -13,7 +13,7 @@ use crate::plan::groups::ParamGroups;
 use crate::state::{TrainState, noise_std};
 use generate::to_batch;
 use models::{Model, Pass, Residency, Resident};
-use ops::{Batch, Cost, Env, HeadRequest, Single};
+use ops::{Batch, Cost, Env, HeadRequest, Precision, Single};
 use optim::{GradientEdit, Step};
 use tensor::{DType, Queue, Tensor};
 
@@ -29,6 +29,8 @@ pub struct StepContext<'a> {
     pub groups: &'a ParamGroups,
     /// The format of activations.
     pub dtype: DType,
+    /// The format of each op; none: all run in `dtype`.
+    pub precision: Option<&'a dyn Precision>,
     /// Optimizer step, from 1.
     pub step: u64,
     /// Updates applied so far, this one included.
@@ -159,6 +161,7 @@ impl StepContext<'_> {
             regions: &Single,
             batch,
             dtype: self.dtype,
+            precision: self.precision,
             head: HeadRequest::TokenLogprobs { seed },
             dropout: Some((self.seed, self.step)),
             cache: None,

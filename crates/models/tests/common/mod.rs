@@ -39,6 +39,7 @@ impl Loaded {
             regions: &Single,
             batch,
             dtype: self.dtype,
+            precision: None,
             head,
             dropout: None,
             cache: None,

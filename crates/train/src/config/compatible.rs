@@ -79,6 +79,14 @@ impl<'a> File<'a> {
             "amp.enabled",
             &format!(", but zero_optimization.stage is {}; apex works with stage 0 alone", self.stage()),
         )?;
+        let autocast = self.is_on("torch_autocast.enabled");
+        for (is_on, other) in [(fp16, "fp16.enabled"), (bf16, "bf16.enabled"), (amp, "amp.enabled")] {
+            let why = format!(", and so is {other}; keep one of them");
+            self.refuse(autocast && is_on, "torch_autocast.enabled", &why)?;
+        }
+        let quantized = self.is_on("zero_optimization.zero_quantized_weights");
+        let why = ", which does not go with zero_optimization.zero_quantized_weights";
+        self.refuse(autocast && quantized, "torch_autocast.enabled", why)?;
         let mode = if fp16 {
             "fp16"
         } else if bf16 {

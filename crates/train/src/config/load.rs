@@ -12,6 +12,7 @@ use super::error::ConfigError;
 use super::keys::{Keys, Kind, TypeKeys, join, type_keys};
 use super::resolve::{self, Origin};
 use super::{Given, RunConfig, compatible, encoded, read, together};
+use crate::precision::Formats;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -87,6 +88,7 @@ pub(super) fn from_value(value: Value, name: &str, overrides: &Overrides<'_>) ->
     let mut config: RunConfig = serde_json::from_value(typed).map_err(|e| ConfigError::about(name, e))?;
     unheeded.not_yet.splice(0..0, later);
     config.given = Given { name: name.to_owned(), root, filled, origins, unheeded, notices };
+    Formats::of(&config)?;
     Ok(config)
 }
 

@@ -81,6 +81,8 @@ pub struct RunConfig {
     pub elasticity: ElasticityConfig,
     /// Mixed precision in bf16.
     pub bf16: Bf16Config,
+    /// Formats op by op, as PyTorch's autocast has them.
+    pub torch_autocast: AutocastConfig,
     /// Rows that grow with the steps.
     pub curriculum_learning: CurriculumConfig,
     /// Layers left out at random.
@@ -155,6 +157,8 @@ pub struct RunSection {
     pub gradient_noise: f64,
     /// The guard against loss spikes; none: there is no guard.
     pub loss_spike: Option<LossSpikeConfig>,
+    /// Formats by op family, or by blocks and family (`transformer.h.0/linear`); see [`crate::precision`].
+    pub precision: Map<String, Value>,
     /// Early steps take fewer samples; none: every step takes `train_batch_size`.
     pub batch_ramp: Option<RampConfig>,
 }
@@ -201,6 +205,15 @@ pub struct Bf16Config {
     pub enabled: bool,
     /// Skip the step when a gradient is not finite.
     pub check_grad_overflow: bool,
+}
+
+/// The `torch_autocast` section; see [`crate::precision`].
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct AutocastConfig {
+    /// Products and attention in the 16-bit format, norms and the residual stream in f32.
+    pub enabled: bool,
+    /// The 16-bit format; none: bf16.
+    pub dtype: Option<String>,
 }
 
 /// The `elasticity` section; see [`crate::plan::elasticity`].

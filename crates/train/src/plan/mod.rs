@@ -9,6 +9,7 @@ pub mod report;
 
 use crate::config::{ConfigError, OptimizerRule, RunConfig, RunLength};
 use crate::curriculum::Curriculum;
+use crate::precision::Formats;
 use crate::system::num_cores;
 use batch::Batch;
 use optim::schedule::Schedule;
@@ -27,8 +28,10 @@ pub struct RunPlan {
     pub sequence_length: usize,
     /// Optimizer steps of the whole run.
     pub steps: u64,
-    /// The format of activations and compute copies.
+    /// The format of activations and compute copies: the run's 16-bit format, or f32 where it has none.
     pub dtype: DType,
+    /// The format of each op family.
+    pub formats: Formats,
     /// The rate of every step.
     pub schedule: Schedule,
     /// The longest row of every step; none: rows are whole.
@@ -106,16 +109,14 @@ impl RunPlan {
         };
         let schedule = config.schedule(rule.map_or(0.0, OptimizerRule::lr), steps);
         check_schedule(config, &schedule)?;
+        let formats = Formats::of(config)?;
         Ok(Self {
             batch,
             ramp,
             sequence_length,
             steps,
-            dtype: match (config.fp16.enabled, config.bf16.enabled) {
-                (true, _) => DType::F16,
-                (_, true) => DType::BF16,
-                _ => DType::F32,
-            },
+            dtype: formats.low,
+            formats,
             schedule,
             curriculum: Curriculum::of(&config.curriculum_learning),
             threads: if config.run.threads == 0 { num_cores() } else { config.run.threads },
@@ -137,6 +138,11 @@ impl RunPlan {
             DType::BF16 => "bf16",
             _ => "f32",
         }
+    }
+
+    /// The format of weights as others see them: that of the mode; f32 where formats go by op.
+    pub fn weight_dtype(&self, config: &RunConfig) -> DType {
+        if config.fp16.enabled || config.bf16.enabled { self.dtype } else { DType::F32 }
     }
 
     /// Targets of a step whose rows are all full.

@@ -11,9 +11,11 @@ use crate::engine::Engine;
 use crate::error::Result;
 use crate::model_source::ModelOrigin;
 use crate::plan;
+use crate::precision::Formats;
 use data::Sample;
 use models::Model;
 use models::weights::WeightSource;
+use ops::Family;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -36,6 +38,8 @@ pub struct PlanReport {
     pub communication_per_step: BTreeMap<&'static str, u64>,
     /// Share of a step that pipeline stages wait.
     pub pipeline_bubble: f64,
+    /// The format of each op family.
+    pub precision: BTreeMap<&'static str, String>,
     /// Every key with its final value, where that came from and what becomes of it.
     pub settings: Vec<Setting>,
 }
@@ -77,6 +81,7 @@ impl PlanReport {
             memory_per_rank: BTreeMap::new(),
             communication_per_step: BTreeMap::new(),
             pipeline_bubble: 0.0,
+            precision: Formats::of(config).map(|formats| formats.lines()).unwrap_or_default(),
             settings: config.settings(&derived),
         }
     }
@@ -156,6 +161,11 @@ impl PlanReport {
             }
         }
         line("precision", precision(&self.config));
+        if self.precision.values().any(|line| Some(line) != self.precision.values().next()) {
+            for family in Family::ALL.map(Family::name) {
+                line(&format!("precision: {family}"), self.precision[family].clone());
+            }
+        }
         if let (Some(parameters), Some(flops)) = (self.parameters, self.flops_per_token) {
             line("parameters", parameters.to_string());
             line("work per token", scaled(flops as f64, 1000.0, ["FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP"]));
@@ -194,6 +204,15 @@ fn precision(config: &Value) -> String {
         }
         (true, _) => format!("fp16, weights in f32, loss scale {}", fp16["loss_scale"]),
         (_, true) => "bf16, weights in f32".to_owned(),
+        _ if config["torch_autocast"]["enabled"] == true => match config["torch_autocast"]["dtype"].as_str() {
+            Some("fp16" | "float16" | "half") => {
+                "fp16 by op family (torch_autocast), weights in f32, dynamic loss scale from 2^16".to_owned()
+            }
+            _ => "bf16 by op family (torch_autocast), weights in f32".to_owned(),
+        },
+        _ if config["run"]["precision"].as_object().is_some_and(|map| map.values().any(|value| value == "bf16")) => {
+            "bf16 by op family (run.precision), weights in f32".to_owned()
+        }
         _ => "f32".to_owned(),
     }
 }

@@ -1,7 +1,7 @@
 //! Our own sections: `model`, `data`, `run`.
 
 use super::{ABOVE_ZERO, BELOW_ONE, COUNT, Key, NOT_NEGATIVE, OPEN, POSITIVE, SECTION, keys};
-use crate::config::keys::Kind::{self, Bool, Int, List, Names, Number, OneOf, Text};
+use crate::config::keys::Kind::{self, Bool, Int, List, Names, Number, OneOf, Section, Text};
 use crate::config::keys::Status::Honoured;
 use std::ops::Bound::{Excluded, Unbounded};
 
@@ -53,6 +53,7 @@ pub(super) static KEYS: &[Key] = keys! {
     "run.loss_spike.factor", Number(Excluded(1.0), Unbounded), "2.0", Honoured, "a loss above this many times the mean of the window is a spike";
     "run.loss_spike.window", Int { min: 1, max: 10_000 }, "20", Honoured, "steps of the mean; there is no spike before them, and as many in a row stop the run";
     "run.output", Text, "null", Honoured, "folder of the run; null: runs/<the file's name>";
+    "run.precision", Section(Some(&Names(&["f32", "bf16", "fp16"]))), "{}", Honoured, "format by family of ops (embedding, linear, attention, norm, activation, residual, head), or by a glob over blocks and a family, \"transformer.h.0/linear\"; over what the mode says";
     "run.recompute", Bool, "false", Honoured, "keeps each block's input alone and computes the rest again in backward";
     "run.sample_every", COUNT, "0", Honoured, "steps between printed samples; 0: one at the end";
     "run.sample_prompt", Text, "null", Honoured, "text that samples go on from; null: no samples";

@@ -1,6 +1,6 @@
 //! Batch, precision, optimizer, scheduler, checkpoints and logging.
 
-use super::{COUNT, DTYPE, Key, NOT_NEGATIVE, NOT_YET, OPEN, POSITIVE, SECTION, TEXTS, keys};
+use super::{COUNT, DTYPE, HALF, Key, NOT_NEGATIVE, NOT_YET, OPEN, POSITIVE, SECTION, TEXTS, keys};
 use crate::config::keys::Kind::{Bool, Int, List, Names, OneOf, Quoted, Text};
 use crate::config::keys::Status::{Honoured, NoEffect, NotYet};
 
@@ -75,9 +75,9 @@ pub(super) static KEYS: &[Key] = keys! {
     "timers.throughput.enabled", Bool, "true", NoEffect, "tokens per second are always measured";
     "timers.throughput.synchronized", Bool, "true", NoEffect, "waits for the device";
     "torch_autocast", SECTION, "{}", Honoured, "PyTorch's autocast";
-    "torch_autocast.dtype", DTYPE, "null", NOT_YET, "the low precision";
-    "torch_autocast.enabled", Bool, "false", NOT_YET, "on";
-    "torch_autocast.lower_precision_safe_modules", TEXTS, "null", NOT_YET, "modules that run low";
+    "torch_autocast.dtype", HALF, "null", Honoured, "the 16-bit format; null: bf16";
+    "torch_autocast.enabled", Bool, "false", Honoured, "products and attention in 16 bits, norms, residual stream and weights in f32; fp16 with torch's GradScaler";
+    "torch_autocast.lower_precision_safe_modules", TEXTS, "null", NoEffect, "modules whose gradients and weights ranks exchange in 16 bits; which ops run in 16 bits is torch's list, or run.precision";
     "train_batch_size", POSITIVE, "null", Honoured, "samples of one optimizer step, over all ranks";
     "train_micro_batch_size_per_gpu", POSITIVE, "null", Honoured, "samples of one forward on one rank";
     "vocabulary_size", POSITIVE, "null", NoEffect, "DeepSpeed warns when it is no multiple of 8";
