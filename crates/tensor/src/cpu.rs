@@ -11,8 +11,10 @@ use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::sync::{RwLockReadGuard, RwLockWriteGuard};
 
+mod survey;
 mod update;
 
+use survey::{distance, survey};
 use update::{adafactor, dequantize, lamb, normalize, quantize, update};
 
 /// The kernels of the CPU.
@@ -53,6 +55,8 @@ pub static CPU: Backend = Backend {
     quantize,
     dequantize,
     sum_squares,
+    survey,
+    distance,
     column_sum,
     add,
     copy,

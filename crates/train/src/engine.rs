@@ -13,6 +13,8 @@ use crate::loss_spike::SpikeGuard;
 use crate::plan::groups::ParamGroups;
 use crate::plan::{self, RunPlan};
 use crate::precision::FormatTable;
+use crate::precision::adaptive::Adaptive;
+use crate::precision::half::Halves;
 use crate::run::{self, Outcome};
 use crate::state::{StateTensor, TrainState};
 use crate::step::{Accumulated, StepContext, StepReport};
@@ -46,6 +48,8 @@ pub struct Engine {
     pub(crate) evaluated: Option<u64>,
     /// Of a run whose ops differ in their formats.
     pub(crate) formats: Option<FormatTable>,
+    /// Of a run with `run.adaptive_precision`.
+    pub(crate) adaptive: Option<Adaptive>,
     /// Micro-batches since the last update.
     pending: Pending,
 }
@@ -54,6 +58,8 @@ pub struct Engine {
 struct Pending {
     accumulated: Accumulated,
     samples: Vec<Sample>,
+    /// Samples of each micro-batch.
+    sizes: Vec<usize>,
 }
 
 impl Engine {
@@ -106,8 +112,11 @@ impl Engine {
     ) -> Result<Self> {
         let groups = ParamGroups::resolve(&config, &model, own)?;
         let table = plan.formats.table(&config, &model)?;
+        let adaptive = config.run.adaptive_precision;
+        let adaptive = adaptive.map(|adaptive| Adaptive::new(adaptive, table.clone(), plan.dtype, &model));
         let formats = (!plan.formats.is_uniform()).then_some(table);
-        let state = TrainState::new(&model, source, &queue, plan.dtype, &groups, config.run.ema_decay)?;
+        let state =
+            TrainState::new(&model, source, &queue, plan.dtype, &groups, config.run.ema_decay, Halves::of(&config))?;
         let (counters, pending) = Default::default();
         let scaler = LossScaler::of(&config);
         let (guard, plateau) = (config.run.loss_spike.map(SpikeGuard::new), config.plateau());
@@ -125,6 +134,7 @@ impl Engine {
             plateau,
             evaluated,
             formats,
+            adaptive,
             pending,
         })
     }
@@ -209,8 +219,14 @@ impl Engine {
         }
         let mut pending = std::mem::take(&mut self.pending);
         let first_sample = pending.samples.len() as u32;
-        self.context().micro_batch(samples, first_sample, &mut pending.accumulated)?;
+        if let Some(adaptive) = self.adaptive.as_ref().filter(|_| first_sample == 0) {
+            adaptive.begin(self.counters.step + 1);
+        }
+        let done = self.context().micro_batch(samples, first_sample, &mut pending.accumulated);
+        self.adaptive.iter().for_each(Adaptive::pause);
+        done?;
         pending.samples.extend_from_slice(samples);
+        pending.sizes.push(samples.len());
         self.pending = pending;
         Ok(())
     }
@@ -220,8 +236,8 @@ impl Engine {
     /// # Errors
     /// The loss is not finite or a spike that stops the run, the loss scale cannot fall any further, or the device failed.
     pub fn step(&mut self) -> Result<StepReport> {
-        let Pending { accumulated, samples } = std::mem::take(&mut self.pending);
-        let report = self.context().update(accumulated, &samples)?;
+        let Pending { accumulated, samples, sizes } = std::mem::take(&mut self.pending);
+        let report = self.update_adapting(accumulated, &samples, &sizes)?;
         // A step that ends the run has not been: nothing moves, so that the state before it can still be saved.
         let mut scaler = self.scaler;
         if let Some(scaler) = &mut scaler
@@ -232,6 +248,9 @@ impl Engine {
         self.guard_loss(&report, samples.len() as u64)?;
         self.scaler = scaler;
         self.counters.step += 1;
+        if let Some(adaptive) = &mut self.adaptive {
+            adaptive.settle(&self.queue, self.counters.step)?;
+        }
         self.counters.applied_steps += u64::from(!report.skipped && !report.spiked);
         self.counters.samples += samples.len() as u64;
         self.counters.tokens += report.num_targets;
@@ -276,10 +295,11 @@ impl Engine {
 
     /// The format of each op; none: all run in that of the plan.
     pub(crate) fn precision(&self) -> Option<&dyn Precision> {
-        self.formats.as_ref().map(|formats| formats as &dyn Precision)
+        let adaptive = self.adaptive.as_ref().map(|adaptive| adaptive as &dyn Precision);
+        adaptive.or(self.formats.as_ref().map(|formats| formats as &dyn Precision))
     }
 
-    fn context(&self) -> StepContext<'_> {
+    pub(crate) fn context(&self) -> StepContext<'_> {
         StepContext {
             queue: &self.queue,
             model: &self.model,
@@ -348,6 +368,9 @@ impl Engine {
         }
         if let (Some(plateau), Some(state)) = (&mut self.plateau, head.plateau) {
             plateau.state = state;
+        }
+        if let (Some(adaptive), Some(state)) = (&mut self.adaptive, &head.adaptive_precision) {
+            adaptive.restore(state);
         }
         Ok(())
     }

@@ -36,6 +36,7 @@ const GRAD_SCALER: Fp16Config = Fp16Config {
     hysteresis: 1,
     consecutive_hysteresis: false,
     min_loss_scale: MIN_SCALE,
+    fp16_master_weights_and_grads: false,
 };
 
 /// What changes from step to step; a checkpoint holds it.
@@ -91,6 +92,11 @@ impl LossScaler {
     /// What the loss of the next step is multiplied by.
     pub fn scale(&self) -> f64 {
         self.state.scale
+    }
+
+    /// Whether overflows are taken by a scale that falls.
+    pub(crate) fn can_fall(&self) -> bool {
+        self.config.is_dynamic() && (self.state.hysteresis > 1 || self.state.scale > self.config.min_loss_scale)
     }
 
     /// For a checkpoint.
@@ -173,6 +179,7 @@ mod tests {
         hysteresis: 2,
         consecutive_hysteresis: false,
         min_loss_scale: 1.0,
+        fp16_master_weights_and_grads: false,
     };
 
     #[test]

@@ -29,6 +29,7 @@ use crate::model_source::ModelOrigin;
 use crate::output::Output;
 use crate::plan::report::PlanReport;
 use crate::plan::{self, RunPlan};
+use crate::precision::adaptive::Adaptive;
 use crate::resume::{fingerprint, load_newest, model_json};
 use crate::saving::Saver;
 use crate::system::{peak_resident_bytes, total_memory_bytes};
@@ -348,9 +349,13 @@ impl<'a> Loop<'a> {
             peak_memory_bytes: peak_resident_bytes(),
             curriculum_seqlen,
             loss_scale: report.loss_scale,
+            precision: engine.adaptive.as_ref().map(Adaptive::metrics),
             skipped: Some(report.skipped || report.spiked).filter(|skipped| *skipped || report.loss_scale.is_some()),
         };
         self.metrics.append(&json!(metrics))?;
+        for notice in engine.adaptive.iter_mut().flat_map(Adaptive::take_notices) {
+            observer.on(Event::Notice(&notice));
+        }
         if report.skipped {
             observer.on(Event::Notice(&skip_notice(metrics.step, report.loss_scale, engine.loss_scale())));
         }
@@ -420,6 +425,7 @@ impl<'a> Loop<'a> {
             loss_scale: engine.scaler.map(|scaler| scaler.state()),
             loss_spike: engine.guard.as_ref().map(|guard| guard.state().clone()),
             plateau: engine.plateau.map(|plateau| plateau.state),
+            adaptive_precision: engine.adaptive.as_ref().map(Adaptive::state),
             evaluated: engine.evaluated,
         };
         self.saver.save(engine, head, &self.metrics, is_last, observer)

@@ -10,6 +10,7 @@ use crate::error::{Result, TrainError};
 use crate::grad_norm::{clip_factor, grad_norm};
 use crate::layer_drop::Kept;
 use crate::plan::groups::ParamGroups;
+use crate::precision::half::Summed;
 use crate::state::{TrainState, noise_std};
 use generate::to_batch;
 use models::{Model, Pass, Residency, Resident};
@@ -106,6 +107,8 @@ impl StepContext<'_> {
         let num_blocks = self.model.blocks.len();
         let kept = self.pld_theta.map(|theta| Kept::draw(num_blocks, theta, self.seed, self.step, first_sample));
         let residency = kept.as_ref().map_or(&Resident as &dyn Residency, |kept| kept);
+        let summed = Summed { inner: residency, store: &self.state.store, queue: self.queue };
+        let residency = if self.state.store.sums_gradients() { &summed } else { residency };
         let pass = Pass { model: self.model, residency };
         let pass = pass.forward_backward(&self.env(&batch, Some(seed)), loss_weight, self.recompute)?;
         so_far.logprobs.push(pass.logprobs);

@@ -148,7 +148,7 @@ fn what_is_not_supported_yet_can_be_planned_and_is_refused_for_training_by_name_
     let cases = [
         ("/sparse_attention", json!({ "mode": "fixed" }), "sparse_attention is {\"mode\":\"fixed\"}, which is not supported yet; remove it".into()),
         ("/pipeline", json!({ "stages": 2 }), "pipeline.stages is 2, which is not supported yet; it must be \"auto\" or 1".into()),
-        ("/data_types", json!({ "grad_accum_dtype": "bf16" }), "data_types.grad_accum_dtype is \"bf16\", which is not supported yet; it must be \"fp32\", \"float32\" or \"float\" or absent".into()),
+        ("/amp", json!({ "enabled": true }), "amp.enabled is true, which is not supported yet; it must be false".into()),
         ("/zero_optimization", json!({ "stage": 3, "offload_optimizer": { "device": "nvme" } }), "zero_optimization.offload_optimizer.device is \"nvme\", which is not supported yet; it must be \"none\" or \"cpu\"".into()),
         ("/wandb", json!({ "enabled": true, "project": "x" }), "wandb.enabled is true, which is not supported yet; it must be false".into()),
         ("/compression_training", json!({ "weight_quantization": { "shared_parameters": { "enabled": true } } }), "compression_training.weight_quantization.shared_parameters.enabled is true, which is not supported yet; it must be false".into()),

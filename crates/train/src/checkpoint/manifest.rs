@@ -5,6 +5,7 @@
 use super::label;
 use crate::loss_scale::LossScale;
 use crate::loss_spike::SpikeState;
+use crate::precision::adaptive::Raised;
 use optim::schedule::PlateauState;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -62,6 +63,9 @@ pub struct Head {
     /// Of a run whose rate depends on evaluations.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plateau: Option<PlateauState>,
+    /// Ops in f32 for a while, in a run whose precision adapts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adaptive_precision: Option<Vec<Raised>>,
     /// The last step whose evaluation was made, and is in the state above.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evaluated: Option<u64>,

@@ -11,7 +11,9 @@ use crate::engine::Engine;
 use crate::error::Result;
 use crate::model_source::ModelOrigin;
 use crate::plan;
-use crate::precision::Formats;
+use crate::precision::adaptive::Adaptive;
+use crate::precision::half::Halves;
+use crate::precision::{Formats, shown};
 use data::Sample;
 use models::Model;
 use models::weights::WeightSource;
@@ -19,7 +21,7 @@ use ops::Family;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use tensor::{MemoryKind, dry};
+use tensor::{DType, MemoryKind, dry};
 
 /// Every derived number of a run.
 #[derive(Clone, Debug, Serialize)]
@@ -38,6 +40,8 @@ pub struct PlanReport {
     pub communication_per_step: BTreeMap<&'static str, u64>,
     /// Share of a step that pipeline stages wait.
     pub pipeline_bubble: f64,
+    /// The precision mode, in words.
+    pub mode: String,
     /// The format of each op family.
     pub precision: BTreeMap<&'static str, String>,
     /// Every key with its final value, where that came from and what becomes of it.
@@ -81,6 +85,7 @@ impl PlanReport {
             memory_per_rank: BTreeMap::new(),
             communication_per_step: BTreeMap::new(),
             pipeline_bubble: 0.0,
+            mode: precision(config),
             precision: Formats::of(config).map(|formats| formats.lines()).unwrap_or_default(),
             settings: config.settings(&derived),
         }
@@ -160,7 +165,7 @@ impl PlanReport {
                 line(key, value.to_string());
             }
         }
-        line("precision", precision(&self.config));
+        line("precision", self.mode.clone());
         if self.precision.values().any(|line| Some(line) != self.precision.values().next()) {
             for family in Family::ALL.map(Family::name) {
                 line(&format!("precision: {family}"), self.precision[family].clone());
@@ -196,25 +201,25 @@ fn scaled(mut number: f64, base: f64, units: [&str; 5]) -> String {
     if unit == 0 { format!("{number} {}", units[0]) } else { format!("{number:.1} {}", units[unit]) }
 }
 
-fn precision(config: &Value) -> String {
-    let fp16 = &config["fp16"];
-    match (fp16["enabled"] == true, config["bf16"]["enabled"] == true) {
-        (true, _) if fp16["loss_scale"] == 0.0 => {
-            format!("fp16, weights in f32, dynamic loss scale from 2^{}", fp16["initial_scale_power"])
-        }
-        (true, _) => format!("fp16, weights in f32, loss scale {}", fp16["loss_scale"]),
-        (_, true) => "bf16, weights in f32".to_owned(),
-        _ if config["torch_autocast"]["enabled"] == true => match config["torch_autocast"]["dtype"].as_str() {
-            Some("fp16" | "float16" | "half") => {
-                "fp16 by op family (torch_autocast), weights in f32, dynamic loss scale from 2^16".to_owned()
-            }
-            _ => "bf16 by op family (torch_autocast), weights in f32".to_owned(),
-        },
-        _ if config["run"]["precision"].as_object().is_some_and(|map| map.values().any(|value| value == "bf16")) => {
-            "bf16 by op family (run.precision), weights in f32".to_owned()
-        }
-        _ => "f32".to_owned(),
+/// The mode, the formats of weights and gradients, and how the loss is scaled.
+fn precision(config: &RunConfig) -> String {
+    let Ok(formats) = Formats::of(config) else { return String::new() };
+    let (low, halves) = (shown(formats.low), Halves::of(config));
+    let scale = || match &config.fp16 {
+        fp16 if !fp16.enabled => ", dynamic loss scale from 2^16".to_owned(),
+        fp16 if fp16.is_dynamic() => format!(", dynamic loss scale from 2^{}", fp16.initial_scale_power),
+        fp16 => format!(", loss scale {:?}", fp16.loss_scale),
+    };
+    let mode = match () {
+        () if config.torch_autocast.enabled => format!("{low} by op family (torch_autocast)"),
+        () if !formats.is_uniform() => format!("{low} by op family (run.precision)"),
+        () => low.to_owned(),
+    };
+    let scale = if formats.low == DType::F16 { scale() } else { String::new() };
+    if formats.low == DType::F32 && halves.gradients.is_none() {
+        return mode;
     }
+    format!("{mode}, {}{scale}", halves.line())
 }
 
 /// `plan` shows a run without an optimizer too; its memory is then that of AdamW.
@@ -238,6 +243,7 @@ fn dry_step(mut engine: Engine) -> Result<(BTreeMap<&'static str, u64>, u64)> {
     };
     // The memory is that of the end of a curriculum, when rows are whole.
     engine.plan.curriculum = None;
+    engine.adaptive.iter().for_each(Adaptive::measure);
     engine.micro_batch(&vec![sample; rows])?;
     let report = engine.step()?;
     drop(engine.state.show_average(&engine.queue)?);

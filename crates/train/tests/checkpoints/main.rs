@@ -30,6 +30,7 @@ fn head(step: u64) -> Head {
         loss_scale: Some(LossScale { scale: 2f64.powi(30) / 3.0, clean_steps: step, hysteresis: 2 }),
         loss_spike: Some(SpikeState { losses: [1.0 / 3.0, 0.1 + 0.2].into(), spikes: 1 }),
         plateau: Some(PlateauState { best: Some(1.0 / 3.0), bad: 1, cooldown: 2, reductions: 3 }),
+        adaptive_precision: None,
         evaluated: Some(step),
     }
 }
