@@ -3,6 +3,7 @@
 //! - [`Op`]: forward, backward, shape rule and cost in one type; a type without `backward` is not an op.
 //! - [`Cx`]: what a block sees while it runs: tensors in flight, weights by id, the batch, the regions.
 //! - [`Segment`]: what one block's forward leaves behind, to be run backward once.
+//! - [`Precision`]: the number format of every op, by block and [`Family`]; absent: one format for all.
 //! - [`Regions`]: where a tensor crosses into the part of a layer that ranks split. One rank: the identity.
 //!
 //! One file is one op: its formula, what it saves for backward, its cost.

@@ -66,7 +66,7 @@ pub struct Site {
 pub enum Saw {
     /// What an op gave, and what it gives in f32 where [`Precision::compares`] asked for that.
     Output,
-    /// The gradient of what flowed into an op.
+    /// The gradient of what flowed into an op; of its output, where nothing flows in.
     Gradient,
 }
 

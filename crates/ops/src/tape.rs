@@ -125,12 +125,14 @@ impl Segment {
             // No gradient: the output was not used, or only by ops nothing flows back through.
             let Some(grad) = grads.remove(&node.output) else { continue };
             let env = &Env { dtype: node.run.dtype, ..*env };
+            let watched = env.precision.filter(|precision| precision.watches()).zip(node.run.site);
+            if let Some((precision, site)) = watched.filter(|_| node.inputs.is_empty()) {
+                precision.saw(env, site, Saw::Gradient, &grad, None)?;
+            }
             let input_grads = node.op.backward(env, grad)?;
             debug_assert_eq!(input_grads.len(), node.inputs.len());
-            if let (Some(precision), Some(site)) =
-                (env.precision.filter(|precision| precision.watches()), node.run.site)
-            {
-                for grad in input_grads.iter().flatten() {
+            for grad in input_grads.iter().flatten() {
+                if let Some((precision, site)) = watched {
                     precision.saw(env, site, Saw::Gradient, grad, None)?;
                 }
             }

@@ -78,11 +78,12 @@ fn an_overflowing_product_is_raised_trains_to_the_loss_of_f32_and_is_lowered_whe
 
     let output = folder.path().join("adaptive");
     config["run"]["output"] = json!(output);
-    config["run"]["adaptive_precision"] = json!({ "every": 5, "window": 10 });
+    config["run"]["adaptive_precision"] = json!({ "every": 5, "window": 10, "max_underflow": 1, "max_error": 10 });
     let adaptive = run(&config, false, None);
     println!("{:#?}", adaptive.notices);
     let of_site: Vec<&String> = adaptive.notices.iter().filter(|notice| notice.contains(SITE)).collect();
     assert_eq!(of_site[0], &format!("step 1: {SITE} runs in f32 up to step 11: its output overflows fp16"));
+    // Neither the gradient of the tiny `c_proj` nor its rounding raises anything here: looks see outputs alone.
     // Looks renew the window while the output is above half of fp16's largest number.
     assert!(of_site[1].ends_with(&format!("{SITE} runs in fp16 again")), "{of_site:?}");
     let lowered: u64 = of_site[1].trim_start_matches("step ").split(':').next().unwrap().parse().expect("a step");
@@ -109,7 +110,7 @@ fn a_stopped_run_raises_and_lowers_what_an_undisturbed_one_does() {
     let config = |output: &Path| {
         let mut config = shrinking(output, &model, 45);
         set(&mut config, "fp16", json!({ "enabled": true, "initial_scale_power": 8 }));
-        config["run"]["adaptive_precision"] = json!({ "every": 5, "window": 10 });
+        config["run"]["adaptive_precision"] = json!({ "every": 5, "window": 10, "max_underflow": 1, "max_error": 10 });
         config["train_micro_batch_size_per_gpu"] = json!(4);
         config
     };
@@ -139,13 +140,13 @@ fn a_run_in_which_nothing_is_raised_has_the_bits_of_one_without_it_and_shows_wha
     // Relative rounding: 2^-9 and 2^-12 at most for a value, more where terms cancel.
     for (mode, error) in [
         (("bf16", json!({ "enabled": true })), 5e-4..2e-2),
-        (fp16(json!({ "initial_scale_power": 8 })), 5e-5..2e-3),
+        (fp16(json!({ "initial_scale_power": 12 })), 5e-5..2e-3),
         (("torch_autocast", json!({ "enabled": true, "dtype": "bf16" })), 5e-4..2e-2),
     ] {
         let plain = losses(&format!("{} plain", mode.0), &mode, Value::Null);
         let watched = losses(&format!("{} watched", mode.0), &mode, json!({ "every": 1 }));
-        assert_eq!(watched.losses(), plain.losses());
         assert!(watched.notices.is_empty(), "{:?}", watched.notices);
+        assert_eq!(watched.losses(), plain.losses());
         let looks: Vec<_> =
             watched.steps.iter().map(|step| step.precision.expect("metrics").look.expect("a look")).collect();
         let worst = looks.iter().map(|look| look.error).fold(0.0, f64::max);

@@ -8,13 +8,13 @@ use std::path::Path;
 use train::plan::report::PlanReport;
 use train::{Outcome, RunConfig};
 
-/// The model and settings of `examples/shakespeare.json`, 150 steps of four micro-batches.
+/// The model and settings of `examples/shakespeare.json`, 80 steps of four micro-batches.
 fn example(output: &Path, settings: &Value) -> Value {
     let mut config = json!({
         "model": { "config": { "model_type": "gpt2", "vocab_size": "auto", "n_positions": 64, "n_embd": 128,
                                "n_layer": 4, "n_head": 4, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0 } },
         "data": { "train": shakespeare(), "tokenizer": "char", "sequence_length": 64 },
-        "run": { "output": output, "steps": 150 },
+        "run": { "output": output, "steps": 80 },
         "train_batch_size": 12,
         "train_micro_batch_size_per_gpu": 3,
         "optimizer": { "type": "AdamW", "params": { "lr": 1e-3, "betas": [0.9, 0.99], "weight_decay": 0.1 } },
@@ -35,10 +35,10 @@ fn masters(mode: &str, more: Value) -> Value {
     json!({ mode: section, "zero_optimization": { "stage": 1, "offload_optimizer": { "device": "cpu" } } })
 }
 
-/// The mean loss of the last 30 steps.
+/// The mean loss of the last 20 steps.
 fn final_loss(trained: &Trained) -> f64 {
-    let last = &trained.steps[trained.steps.len() - 30..];
-    last.iter().map(|step| step.loss).sum::<f64>() / 30.0
+    let last = &trained.steps[trained.steps.len() - 20..];
+    last.iter().map(|step| step.loss).sum::<f64>() / 20.0
 }
 
 #[test]

@@ -131,11 +131,13 @@ impl RunPlan {
         of_schedule.into_iter().flatten().chain(self.curriculum.as_ref().and_then(Curriculum::notice)).collect()
     }
 
-    /// The compute format as a user writes it: `f32`, `bf16` or `fp16`.
+    /// The compute format as a user writes it: `f32`, `bf16` or `fp16`, or one of these by op family.
     pub fn precision(&self) -> &'static str {
-        match self.dtype {
-            DType::F16 => "fp16",
-            DType::BF16 => "bf16",
+        match (self.dtype, self.formats.is_uniform()) {
+            (DType::F16, true) => "fp16",
+            (DType::F16, false) => "fp16 by op",
+            (DType::BF16, true) => "bf16",
+            (DType::BF16, false) => "bf16 by op",
             _ => "f32",
         }
     }
