@@ -13,7 +13,6 @@ use super::keys::{Keys, Kind, TypeKeys, join, type_keys};
 use super::resolve::{self, Origin};
 use super::{Given, RunConfig, compatible, encoded, read, together};
 use crate::precision::Formats;
-use crate::precision::adaptive::AdaptiveConfig;
 use crate::precision::half::Halves;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -92,7 +91,6 @@ pub(super) fn from_value(value: Value, name: &str, overrides: &Overrides<'_>) ->
     config.given = Given { name: name.to_owned(), root, filled, origins, unheeded, notices };
     Formats::of(&config)?;
     Halves::check(&config)?;
-    AdaptiveConfig::check(&config)?;
     Ok(config)
 }
 

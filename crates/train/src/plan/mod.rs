@@ -10,6 +10,7 @@ pub mod report;
 use crate::config::{ConfigError, OptimizerRule, RunConfig, RunLength};
 use crate::curriculum::Curriculum;
 use crate::precision::Formats;
+use crate::precision::adaptive::AdaptiveConfig;
 use crate::system::num_cores;
 use batch::Batch;
 use optim::schedule::Schedule;
@@ -110,6 +111,7 @@ impl RunPlan {
         let schedule = config.schedule(rule.map_or(0.0, OptimizerRule::lr), steps);
         check_schedule(config, &schedule)?;
         let formats = Formats::of(config)?;
+        AdaptiveConfig::check(config, &formats)?;
         Ok(Self {
             batch,
             ramp,

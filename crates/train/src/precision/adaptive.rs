@@ -53,8 +53,8 @@ pub struct AdaptiveConfig {
 
 impl AdaptiveConfig {
     /// Refuses it in a run that has nothing to raise.
-    pub(crate) fn check(config: &RunConfig) -> Result<(), ConfigError> {
-        if config.run.adaptive_precision.is_none() || Formats::of(config)?.low != DType::F32 {
+    pub(crate) fn check(config: &RunConfig, formats: &Formats) -> Result<(), ConfigError> {
+        if config.run.adaptive_precision.is_none() || formats.low != DType::F32 {
             return Ok(());
         }
         Err(config.error(
@@ -364,10 +364,7 @@ impl crate::Engine {
             if !self.raise_what_overflows(samples, sizes, gradients)? {
                 break;
             }
-            let mut again = Accumulated::default();
-            for_each_micro_batch(&self.context(), samples, sizes, &mut |context, batch, first| {
-                context.micro_batch(batch, first, &mut again)
-            })?;
+            let again = passes(&self.context(), samples, sizes)?;
             report = self.context().update(again, samples);
         }
         report
@@ -395,26 +392,19 @@ impl crate::Engine {
         adaptive.seen.take();
         adaptive.first_non_finite.set(None);
         adaptive.watch.set(Watch::NonFinite { gradients });
-        let passes = for_each_micro_batch(&self.context(), samples, sizes, &mut |context, batch, first| {
-            context.micro_batch(batch, first, &mut Accumulated::default())
-        });
+        let passes = passes(&self.context(), samples, sizes);
         adaptive.pause();
         passes?;
         Ok(adaptive.first_non_finite.get())
     }
 }
 
-/// Calls `run` with each micro-batch and the number of its first sample.
-fn for_each_micro_batch(
-    context: &StepContext<'_>,
-    samples: &[Sample],
-    sizes: &[usize],
-    run: &mut dyn FnMut(&StepContext<'_>, &[Sample], u32) -> Result<()>,
-) -> Result<()> {
-    let mut first = 0;
+/// The passes of a step once more.
+fn passes(context: &StepContext<'_>, samples: &[Sample], sizes: &[usize]) -> Result<Accumulated> {
+    let (mut accumulated, mut first) = (Accumulated::default(), 0);
     for size in sizes {
-        run(context, &samples[first..first + size], first as u32)?;
+        context.micro_batch(&samples[first..first + size], first as u32, &mut accumulated)?;
         first += size;
     }
-    Ok(())
+    Ok(accumulated)
 }

@@ -63,7 +63,7 @@ mod tests {
             json!({ "bf16": { "enabled": true }, "run": { "adaptive_precision": { "every": 1 } } }),
             json!({ "bf16": { "enabled": true }, "data_types": { "grad_accum_dtype": "bf16" } }),
             json!({ "bf16": { "enabled": true, "bf16_master_weights_and_grads": true, "bf16_optimizer_states": true },
-                    "zero_optimization": offload, "run": { "clip_value": 1.0, "ema_decay": 0.5, "gradient_noise": 1e-6 } }),
+                    "zero_optimization": offload, "run": { "clip_value": 1.0, "gradient_noise": 1e-6 } }),
         ] {
             for (kind, planned, taken) in planned_and_taken(&settings) {
                 let bound = taken as f64 * 0.02 + 4096.0;
