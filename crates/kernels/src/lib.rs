@@ -41,6 +41,7 @@ pub mod silu_mul;
 pub mod survey;
 pub mod update;
 
+mod fused;
 mod lanes;
 mod rows;
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! What a block sees while it runs.
 
 use crate::precision::Cast;
+use crate::probe::{Probe, watched};
 use crate::tape::Run;
 use crate::{Batch, Cost, Family, KvCache, Op, Params, Precision, Regions, Result, Saw, Segment, Site, Tape, Var};
 use std::cell::Cell;
@@ -47,6 +48,8 @@ pub struct Env<'a> {
     pub dropout: Option<(u64, u64)>,
     /// Keys and values of earlier tokens, in generation.
     pub cache: Option<&'a KvCache>,
+    /// Hears of every op; none: nobody watches.
+    pub probe: Option<&'a dyn Probe>,
 }
 
 impl Env<'_> {
@@ -204,13 +207,13 @@ impl<'a> Cx<'a> {
         trains: bool,
     ) -> Result<Var> {
         self.cost += op.cost(env, inputs);
-        let watched = run.site.and_then(|site| Some((env.precision.filter(|precision| precision.watches())?, site)));
-        let Some((precision, site)) = watched else {
-            return self.tape.append(Box::new(op), env, run, vars, inputs, trains);
+        let seen = run.site.and_then(|site| Some((env.precision.filter(|precision| precision.watches())?, site)));
+        let Some((precision, site)) = seen else {
+            return self.tape.append(watched(op, env, self.block), env, run, vars, inputs, trains);
         };
         let compares = env.dtype != DType::F32 && precision.compares(site);
         let exact = compares.then(|| exact_output(&mut op, env, site, inputs)).transpose()?.flatten();
-        let output = self.tape.append(Box::new(op), env, run, vars, inputs, trains)?;
+        let output = self.tape.append(watched(op, env, self.block), env, run, vars, inputs, trains)?;
         precision.saw(env, site, Saw::Output, self.tape.value(output), exact.as_ref())?;
         Ok(output)
     }

@@ -45,6 +45,7 @@ impl Loaded {
             head,
             dropout: None,
             cache: None,
+            probe: None,
         }
     }
 

@@ -244,8 +244,7 @@ fn dry_step(mut engine: Engine) -> Result<(BTreeMap<&'static str, u64>, u64)> {
     // The memory is that of the end of a curriculum, when rows are whole.
     engine.plan.curriculum = None;
     engine.adaptive.iter().for_each(Adaptive::measure);
-    engine.micro_batch(&vec![sample; rows])?;
-    let report = engine.step()?;
+    let report = engine.train_batch(&vec![sample; rows])?;
     drop(engine.state.show_average(&engine.queue)?);
     let ledger = engine.queue.ledger();
     let memory = MemoryKind::ALL.map(|kind| (kind.name(), ledger.peak[kind as usize] as u64));

@@ -202,8 +202,14 @@ impl Adaptive {
         self.raised = state.iter().filter_map(site).collect();
     }
 
-    /// Before the first micro-batch of a step: looks at it if a look is due.
-    pub(crate) fn begin(&self, step: u64) {
+    /// Before the forward of a step's first micro-batch: looks at it if a look is due.
+    pub(crate) fn begin_step(&self, step: u64) {
+        self.seen.take();
+        self.go_on(step);
+    }
+
+    /// Before its backward.
+    pub(crate) fn go_on(&self, step: u64) {
         let looks = step.saturating_sub(1);
         if looks.is_multiple_of(self.config.every) {
             let turn = (looks / self.config.every) as usize % self.blocks.len();
@@ -354,7 +360,7 @@ impl crate::Engine {
         samples: &[Sample],
         sizes: &[usize],
     ) -> Result<StepReport> {
-        let mut report = self.context().update(accumulated, samples);
+        let mut report = self.update_once(accumulated, samples);
         while self.adaptive.is_some() {
             let gradients = match &report {
                 Err(TrainError::NonFinite { .. }) => false,
@@ -365,9 +371,14 @@ impl crate::Engine {
                 break;
             }
             let again = passes(&self.context(), samples, sizes)?;
-            report = self.context().update(again, samples);
+            report = self.update_once(again, samples);
         }
         report
+    }
+
+    fn update_once(&self, accumulated: Accumulated, samples: &[Sample]) -> Result<StepReport> {
+        let mut ready = |norm: f64| self.tell(|callback, control| callback.on_pre_optimizer_step(self, norm, control));
+        self.context().update(accumulated, samples, &mut ready)
     }
 
     /// Raises the first site that makes a value which is not finite, until there is none; whether that helped.
@@ -403,7 +414,9 @@ impl crate::Engine {
 fn passes(context: &StepContext<'_>, samples: &[Sample], sizes: &[usize]) -> Result<Accumulated> {
     let (mut accumulated, mut first) = (Accumulated::default(), 0);
     for size in sizes {
-        context.micro_batch(&samples[first..first + size], first as u32, &mut accumulated)?;
+        if let Some(forwarded) = context.forward(&samples[first..first + size], first as u32, &accumulated)? {
+            context.backward(forwarded, &mut accumulated)?;
+        }
         first += size;
     }
     Ok(accumulated)
