@@ -23,7 +23,7 @@ fn loss_and_error(name: &str, precision: &dyn Precision) -> (f64, f64) {
     let batch = loaded.batch(&fixture.rows());
     let head = HeadRequest::TokenLogprobs { seed: Some(-1.0 / batch.num_targets as f32) };
     let env = ops::Env { precision: Some(precision), ..loaded.env(&batch, head) };
-    let pass = loaded.pass().forward_backward(&env, 0.0, false).expect("forward and backward");
+    let pass = loaded.pass().forward_backward(&env, 0.0, &false.into()).expect("forward and backward");
     let loss = -common::sum(&loaded.queue, &pass.logprobs) / batch.num_targets as f64;
     let (mut apart, mut size) = (0.0, 0.0);
     for (id, gradient) in loaded.store.gradients(&loaded.queue).expect("gradients") {

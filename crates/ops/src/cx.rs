@@ -3,7 +3,9 @@
 use crate::precision::Cast;
 use crate::probe::{Probe, watched};
 use crate::tape::Run;
-use crate::{Batch, Cost, Family, KvCache, Op, Params, Precision, Regions, Result, Saw, Segment, Site, Tape, Var};
+use crate::{
+    Batch, Cost, Family, KvCache, Op, Params, Precision, RecomputedOp, Regions, Result, Saw, Segment, Site, Tape, Var,
+};
 use std::cell::Cell;
 use tensor::{DType, DropoutArgs, MemoryKind, Queue, Shape, Tensor};
 
@@ -279,5 +281,10 @@ impl<'a> Cx<'a> {
     /// Closes the segment: see [`Tape::finish`].
     pub fn finish(self, outputs: &[Var]) -> (Segment, Vec<Tensor>) {
         self.tape.finish(outputs)
+    }
+
+    /// Closes the segment without the outputs of `ops`: see [`Tape::finish_forgetting`].
+    pub fn finish_forgetting(self, outputs: &[Var], ops: &[RecomputedOp]) -> (Segment, Vec<Tensor>) {
+        self.tape.finish_forgetting(outputs, ops)
     }
 }

@@ -103,6 +103,10 @@ impl Op for Cast {
         "cast"
     }
 
+    fn is_cheap(&self) -> bool {
+        true
+    }
+
     fn forward(&mut self, env: &Env<'_>, inputs: &[Tensor]) -> Result<Tensor> {
         env.cast(&inputs[0], env.dtype)
     }

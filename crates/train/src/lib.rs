@@ -11,6 +11,7 @@
 //! | [`step`] | one optimizer step |
 //! | [`curriculum`] | rows that grow with the steps |
 //! | [`layer_drop`] | layers left out at random |
+//! | [`random_ltd`] | layers that run on some tokens only |
 //! | [`loss_scale`] | the scale of an fp16 run's loss |
 //! | [`loss_spike`] | the guard against batches whose loss leaps |
 //! | [`precision`] | formats of op families, fixed or adapting |
@@ -50,6 +51,7 @@ mod output;
 pub mod plan;
 pub mod precision;
 pub mod pretrained;
+pub mod random_ltd;
 mod resume;
 pub mod run;
 mod saving;

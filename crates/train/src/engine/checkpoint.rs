@@ -117,6 +117,7 @@ impl Engine {
             evaluated: self.evaluated,
             set_lr: self.set_lr,
             fresh_from: self.fresh,
+            evaluation_asked: false,
             callbacks: self.callbacks.borrow().states(),
             client_state: Value::Null,
         }
@@ -173,7 +174,7 @@ impl Engine {
         if let (Some(adaptive), Some(state)) = (&mut self.adaptive, &head.adaptive_precision) {
             adaptive.restore(state);
         }
-        self.callbacks.get_mut().restore(head.callbacks.clone());
+        self.callbacks.get_mut().restore(head.callbacks.clone(), head.evaluation_asked);
         if options.optimizer_states {
             if let (Some(scaler), Some(state)) = (&mut self.scaler, head.loss_scale) {
                 scaler.restore(state);

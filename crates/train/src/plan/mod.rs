@@ -11,6 +11,7 @@ use crate::config::{ConfigError, OptimizerRule, RunConfig, RunLength};
 use crate::curriculum::Curriculum;
 use crate::precision::Formats;
 use crate::precision::adaptive::AdaptiveConfig;
+use crate::random_ltd::RandomLtd;
 use crate::system::num_cores;
 use batch::{BATCH_KEYS, Batch};
 use optim::schedule::Schedule;
@@ -37,6 +38,8 @@ pub struct RunPlan {
     pub schedule: Schedule,
     /// The longest row of every step; none: rows are whole.
     pub curriculum: Option<Curriculum>,
+    /// Layers that drop tokens, and how many they keep at every step; none: layers run on all.
+    pub random_ltd: Option<RandomLtd>,
     /// Threads of this rank.
     pub threads: usize,
     /// The highest instruction set kernels use.
@@ -128,6 +131,7 @@ impl RunPlan {
             formats,
             schedule,
             curriculum: Curriculum::of(&config.curriculum_learning),
+            random_ltd: RandomLtd::of(config),
             threads: if config.run.threads == 0 { num_cores() } else { config.run.threads },
             isa,
         })

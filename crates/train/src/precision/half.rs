@@ -19,7 +19,7 @@ use crate::config::{ConfigError, RunConfig};
 use crate::error::Result;
 use crate::precision::shown;
 use models::{Model, Residency};
-use ops::{OpError, ParamStore};
+use ops::{KeptTokens, OpError, ParamStore};
 use optim::{Moments, Shard};
 use tensor::{CopyArgs, DType, ElementRule, MAX_STATES, MemoryKind, Queue, Tensor, rng};
 
@@ -90,6 +90,10 @@ impl Residency for Summed<'_> {
 
     fn leaves_out(&self, model: &Model, block: usize) -> bool {
         self.inner.leaves_out(model, block)
+    }
+
+    fn tokens(&self, model: &Model, block: usize) -> Option<&KeptTokens> {
+        self.inner.tokens(model, block)
     }
 
     fn release(&self, model: &Model, block: usize) -> std::result::Result<(), OpError> {
