@@ -104,6 +104,8 @@ fn threads_recompute_and_micro_batches_under_autocast_are_as_in_f32() {
     let one = losses("one", "run.threads", json!(1));
     assert_eq!(losses("two", "run.threads", json!(2)).losses(), one.losses());
     assert_eq!(losses("again", "run.recompute", json!(true)).losses(), one.losses());
+    let ops = json!({ "ops": ["norm", "gelu", "attention", "linear"] });
+    assert_eq!(losses("ops", "run.recompute", ops).losses(), one.losses());
     let cut = losses("cut", "train_micro_batch_size_per_gpu", json!(2));
     for (whole, cut) in one.steps.iter().zip(&cut.steps) {
         assert!((whole.loss - cut.loss).abs() < 2e-3, "step {}: {} and {}", whole.step, whole.loss, cut.loss);

@@ -107,6 +107,7 @@ fn threads_and_recompute_give_the_same_bits_with_gradients_summed_in_bf16() {
     let one = losses("one", "run.threads", json!(1));
     assert_eq!(losses("two", "run.threads", json!(2)), one);
     assert_eq!(losses("again", "run.recompute", json!(true)), one);
+    assert_eq!(losses("segments", "run.recompute", json!({ "segment": 2 })), one);
 }
 
 #[test]
