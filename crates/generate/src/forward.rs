@@ -1,7 +1,7 @@
 //! A model that can be run forward: what [`ops::Env`] needs besides the batch.
 
 use models::{Model, Pass, Residency};
-use ops::{Batch, Env, HeadRequest, KvCache, OpError, Params, Regions, Result};
+use ops::{Batch, Env, HeadRequest, KvCache, OpError, Params, Precision, Regions, Result};
 use tensor::{DType, Queue, Tensor};
 
 /// Everything that a forward pass needs and that does not change from batch to batch. Never drops anything out.
@@ -19,6 +19,8 @@ pub struct Forward<'a> {
     pub residency: &'a dyn Residency,
     /// The format of activations.
     pub dtype: DType,
+    /// The format of each op; none: all run in `dtype`.
+    pub precision: Option<&'a dyn Precision>,
     /// Tokens a row may have: what the model was built for.
     pub positions: usize,
 }
@@ -38,8 +40,8 @@ impl Forward<'_> {
     }
 
     fn run(&self, batch: &Batch, head: HeadRequest, cache: Option<&KvCache>) -> Result<Tensor> {
-        let Self { queue, model, params, regions, residency, dtype, .. } = *self;
-        let env = Env { queue, params, regions, batch, dtype, head, dropout: None, cache, probe: None };
+        let Self { queue, model, params, regions, residency, dtype, precision, .. } = *self;
+        let env = Env { queue, params, regions, batch, dtype, precision, head, dropout: None, cache, probe: None };
         let (output, _) = Pass { model, residency }.forward(&env)?;
         Ok(output)
     }

@@ -124,6 +124,7 @@ where
             regions: &Single,
             batch: &self.batch,
             dtype: DType::F32,
+            precision: None,
             head: self.case.head,
             dropout: self.case.dropout.then_some((1, 1)),
             cache: None,

@@ -10,7 +10,7 @@
 //!   is one known constant, so `dx` and `dW` are made in forward while the chunk's logits are at hand. Backward then hands
 //!   `dx` out.
 
-use crate::{Cost, Cx, Env, HeadRequest, Linear, Op, Result, Var};
+use crate::{Cost, Cx, Env, Family, HeadRequest, Linear, Op, Result, Var};
 use std::ops::Range;
 use tensor::{CopyArgs, CrossEntropyArgs, CrossEntropyBackwardArgs, DType, FillArgs, MemoryKind, Tensor};
 
@@ -134,6 +134,10 @@ struct Chunk<'a> {
 impl Op for Head {
     fn name(&self) -> &'static str {
         "head"
+    }
+
+    fn family(&self) -> Option<Family> {
+        Some(Family::Head)
     }
 
     fn forward(&mut self, env: &Env<'_>, inputs: &[Tensor]) -> Result<Tensor> {

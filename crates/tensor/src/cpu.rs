@@ -11,9 +11,11 @@ use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::sync::{RwLockReadGuard, RwLockWriteGuard};
 
+mod survey;
 mod update;
 
 use rows::scatter_rows;
+use survey::{distance, survey};
 use update::{adafactor, dequantize, lamb, normalize, quantize, update};
 
 /// The kernels of the CPU.
@@ -55,6 +57,8 @@ pub static CPU: Backend = Backend {
     quantize,
     dequantize,
     sum_squares,
+    survey,
+    distance,
     column_sum,
     add,
     copy,

@@ -80,6 +80,7 @@ impl<'a> Trainee<'a> {
             regions: self.regions,
             batch,
             dtype: DType::F32,
+            precision: None,
             head: HeadRequest::TokenLogprobs { seed: Some(-1.0 / batch.num_targets as f32) },
             dropout: self.dropout_seed.map(|seed| (seed, self.step)),
             cache: None,

@@ -3,6 +3,7 @@
 
 use crate::breakdown::Breakdown;
 use crate::plan::RunPlan;
+use crate::precision::adaptive::PrecisionMetrics;
 use serde_json::{Map, Value};
 use std::path::Path;
 
@@ -116,6 +117,9 @@ pub struct StepMetrics {
     /// What the loss was multiplied by; only there in fp16.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loss_scale: Option<f64>,
+    /// Ops that ran in f32 for a while; only there where precision adapts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub precision: Option<PrecisionMetrics>,
     /// Whether the update was not applied; only there when it was not, and always in fp16.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skipped: Option<bool>,

@@ -91,12 +91,13 @@ pub(crate) fn remove_folder(folder: &Path) -> Result<()> {
 }
 
 impl Engine {
-    /// Writes the model as a Hugging Face folder that Transformers loads as it is, in the run's compute format.
+    /// Writes the model as a Hugging Face folder that Transformers loads as it is, in the run's compute format;
+    /// in f32 where formats go by op.
     ///
     /// # Errors
     /// The folder cannot be written.
     pub fn save_pretrained(&self, folder: &Path, tokenizer: Option<&Tokenizer>) -> Result<()> {
-        self.export(folder, tokenizer, self.plan.dtype)
+        self.export(folder, tokenizer, self.config.dtype())
     }
 
     pub(crate) fn export(&self, folder: &Path, tokenizer: Option<&Tokenizer>, dtype: DType) -> Result<()> {

@@ -17,6 +17,7 @@
 //! | [`random_ltd`] | layers that run on some tokens only |
 //! | [`loss_scale`] | the scale of an fp16 run's loss |
 //! | [`loss_spike`] | the guard against batches whose loss leaps |
+//! | [`precision`] | formats of op families, fixed or adapting |
 //! | [`run`] | a whole run: loop, evaluation, checkpoints, samples, signals |
 //! | [`checkpoint`] | what is kept so that a run can go on bit for bit |
 //! | [`metrics`] | one JSON line a step |
@@ -57,6 +58,7 @@ pub mod norms;
 mod output;
 pub mod plan;
 pub mod plot;
+pub mod precision;
 pub mod pretrained;
 pub mod random_ltd;
 mod resume;

@@ -42,6 +42,7 @@ use crate::norms;
 use crate::output::Output;
 use crate::plan::report::PlanReport;
 use crate::plan::{self, RunPlan};
+use crate::precision::adaptive::Adaptive;
 use crate::resume::{fingerprint, load_newest};
 use crate::saving::Saver;
 use crate::system::{peak_resident_bytes, total_memory_bytes};
@@ -248,6 +249,7 @@ pub(crate) fn forward(engine: &Engine) -> Forward<'_> {
         regions: &Single,
         residency: &Resident,
         dtype: engine.plan.dtype,
+        precision: engine.precision(),
         positions: engine.model.max_positions.unwrap_or(usize::MAX),
     }
 }
@@ -399,6 +401,7 @@ impl<'a> Loop<'a> {
             curriculum_seqlen,
             random_ltd_tokens,
             loss_scale: report.loss_scale,
+            precision: engine.adaptive.as_ref().map(Adaptive::metrics),
             skipped: Some(report.skipped || report.spiked).filter(|skipped| *skipped || report.loss_scale.is_some()),
             breakdown_seconds: engine.clock.as_ref().map(|clock| Breakdown { data, ..clock.take() }),
             memory_bytes: engine.config.memory_breakdown.then(|| memory_bytes(&engine.queue)),
@@ -407,6 +410,9 @@ impl<'a> Loop<'a> {
         self.metrics.advance(engine.counters.samples);
         self.log(&json!(metrics))?;
         self.tell_epochs(first);
+        for notice in self.engine.adaptive.iter_mut().flat_map(Adaptive::take_notices) {
+            observer.on(Event::Notice(&notice));
+        }
         let engine = &*self.engine;
         if report.skipped {
             observer.on(Event::Notice(&skip_notice(metrics.step, report.loss_scale, engine.loss_scale())));
@@ -433,7 +439,7 @@ impl<'a> Loop<'a> {
         let Some(best) = best.filter(|_| self.engine.config.run.load_best_at_end) else { return Ok(()) };
         if best.step != self.engine.counters.step {
             let checkpoint = Checkpoint::open(&path_of(&self.output.checkpoints(), best.step))?;
-            self.engine.restore(&checkpoint, LoadOptions::default())?;
+            self.engine.restore(&checkpoint, LoadOptions { module_only: true, ..LoadOptions::default() })?;
         }
         let Scored { step, value } = best;
         let notice = format!("the model is that of step {step}, the best one ({value:.6}; run.load_best_at_end)");

@@ -4,12 +4,15 @@
 //! in the pass that updates the masters; it is not stored in checkpoints. A frozen weight is kept in the compute format
 //! alone, without gradient and state.
 //!
+//! Masters and gradients may be kept in 16 bits ([`crate::precision::half`]); a master is then its own compute copy.
+//!
 //! Where the run keeps an average of the weights (`run.ema_decay`, or a rule that averages), evaluation and export read it
 //! in place of the weights: [`TrainState::show_average`], [`TrainState::results`].
 
 use crate::error::Result;
 use crate::grad_norm::norm;
 use crate::plan::groups::ParamGroups;
+use crate::precision::half::{Halves, narrow, round_master, widened};
 use models::weights::{self, WeightSource};
 use models::{Model, ParamSpec};
 use ops::{ParamId, ParamStore, Part};
@@ -34,7 +37,7 @@ pub(crate) fn noise_std(eta: f64, update: u64) -> f64 {
 /// A weight on this rank.
 struct Weight {
     id: ParamId,
-    /// f32; the compute format where the weight is frozen.
+    /// f32; the compute format where the weight is frozen, or masters are kept in 16 bits.
     master: Tensor,
     /// The copy in the compute format, unless that is f32 or the weight is frozen.
     compute: Option<Tensor>,
@@ -79,16 +82,20 @@ impl StateTensor<'_> {
 
 impl TrainState {
     /// Weights from `source`, optimizer state at zero, all memory set aside.
-    pub fn new(
+    pub(crate) fn new(
         model: &Model,
         source: &WeightSource,
         queue: &Queue,
         dtype: DType,
         groups: &ParamGroups,
         ema_decay: Option<f64>,
+        halves: Halves,
     ) -> Result<Self> {
         let whole = |_: &str| Part::WHOLE;
-        let store = weights::declare_frozen(model, &whole, &|id| groups.of(id).is_none());
+        let mut store = weights::declare_frozen(model, &whole, &|id| groups.of(id).is_none());
+        if let Some(dtype) = halves.gradients {
+            store.sum_gradients_in(dtype);
+        }
         let mut kept = Vec::new();
         for (id, spec) in model.iter() {
             let master = weights::load_one(source, queue, (id, spec), &whole)?;
@@ -96,8 +103,9 @@ impl TrainState {
                 store.set_weight(id, Some(master));
                 continue;
             }
-            let weight = Weight::new(queue, (id, spec), master, dtype, groups, ema_decay.is_some())?;
+            let weight = Weight::new(queue, (id, spec), master, dtype, groups, ema_decay.is_some(), halves)?;
             store.set_weight(id, Some(weight.seen().clone()));
+            store.set_exact(id, weight.exact().cloned());
             kept.push(weight);
         }
         store.allocate_gradients(queue)?;
@@ -112,9 +120,10 @@ impl TrainState {
         for (weight, (id, grad)) in trained.zip(&gradients) {
             assert!(weight.id == *id, "TrainState::update: gradients come in the order of parameters");
             let group = groups.of(*id).expect("TrainState::update: what is trained has a group");
+            let (master, grad) = (&widened(queue, &weight.master)?, &widened(queue, grad)?);
             let num_states = weight.tensors.len() - usize::from(self.ema_decay.is_some());
             let shard = Shard {
-                param: &weight.master,
+                param: master,
                 grad,
                 states: &weight.tensors[..num_states],
                 compute: weight.compute.as_ref(),
@@ -123,7 +132,10 @@ impl TrainState {
             };
             group.rule.step(queue, &shard, &group.step(at))?;
             if let (Some(decay), Some(average)) = (self.ema_decay, weight.average()) {
-                optim::average(queue, average, &weight.master, decay)?;
+                optim::average(queue, average, master, decay)?;
+            }
+            if weight.master.dtype() != DType::F32 {
+                round_master(queue, master, grad, &weight.master, (seed, at.step, id.0))?;
             }
         }
         Ok(())
@@ -137,16 +149,20 @@ impl TrainState {
             assert!(weight.id == *id, "TrainState::edit_gradients: gradients come in the order of parameters");
             let decays = groups.of(*id).is_some_and(|group| group.decays);
             let edit = if decays { edit } else { GradientEdit { l1: 0.0, l2: 0.0, ..edit } };
-            edit.apply(queue, grad, &weight.master)?;
+            let wide = widened(queue, grad)?;
+            edit.apply(queue, &wide, &widened(queue, &weight.master)?)?;
+            narrow(queue, &wide, grad)?;
         }
         Ok(())
     }
 
     /// Normal noise on every gradient, a function of seed, step, parameter and element.
     pub fn add_noise(&self, queue: &Queue, std: f64, seed: u64, step: u64) -> Result<()> {
-        for (id, x) in &self.store.gradients(queue)? {
+        for (id, grad) in &self.store.gradients(queue)? {
+            let x = &widened(queue, grad)?;
             let key = rng::site_key(seed, step, NOISE_SITES + u64::from(id.0));
             (queue.backend().noise)(queue, NoiseArgs { x, std: std as f32, key, first: 0 })?;
+            narrow(queue, x, grad)?;
         }
         Ok(())
     }
@@ -206,8 +222,9 @@ impl TrainState {
         let shown = ShownAverage(self);
         for weight in &self.weights {
             if let Some(average) = weight.average() {
-                let average = weights::cast(queue, average, weight.seen().dtype())?;
-                self.store.set_weight(weight.id, Some(average));
+                let rounded = weights::cast(queue, average, weight.seen().dtype())?;
+                self.store.set_weight(weight.id, Some(rounded));
+                self.store.set_exact(weight.id, weight.exact().map(|_| average.clone()));
             }
         }
         Ok(shown)
@@ -221,6 +238,7 @@ impl Drop for ShownAverage<'_> {
     fn drop(&mut self) {
         for weight in self.0.weights.iter().filter(|weight| weight.average().is_some()) {
             self.0.store.set_weight(weight.id, Some(weight.seen().clone()));
+            self.0.store.set_exact(weight.id, weight.exact().cloned());
         }
     }
 }
@@ -233,12 +251,14 @@ impl Weight {
         dtype: DType,
         groups: &ParamGroups,
         has_ema: bool,
+        halves: Halves,
     ) -> Result<Self> {
         let Some(group) = groups.of(id) else {
             let (states, tensors, master) = (Vec::new(), Vec::new(), weights::cast(queue, &master, dtype)?);
             return Ok(Self { id, master, compute: None, states, tensors, is_frozen: true });
         };
-        let compute = (dtype != DType::F32).then(|| weights::cast(queue, &master, dtype)).transpose()?;
+        let rounds = dtype != DType::F32 && halves.masters.is_none();
+        let compute = rounds.then(|| weights::cast(queue, &master, dtype)).transpose()?;
         let mut states = group.rule.states(spec.shape());
         states.extend(has_ema.then(|| State::exact(AVERAGE, spec.shape())));
         let mut tensors = Vec::with_capacity(states.len());
@@ -251,12 +271,18 @@ impl Weight {
                 state.allocate(queue, groups.moments)?
             });
         }
+        let master = halves.masters.map_or(Ok(master.clone()), |dtype| weights::cast(queue, &master, dtype))?;
         Ok(Self { id, master, compute, states, tensors, is_frozen: false })
     }
 
     /// What ops read.
     fn seen(&self) -> &Tensor {
         self.compute.as_ref().unwrap_or(&self.master)
+    }
+
+    /// What f32 ops read in its place.
+    fn exact(&self) -> Option<&Tensor> {
+        self.compute.as_ref().map(|_| &self.master)
     }
 
     fn average(&self) -> Option<&Tensor> {

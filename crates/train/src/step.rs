@@ -12,11 +12,12 @@ use crate::grad_norm::{clip_factor, grad_norm};
 use crate::layer_drop::Kept;
 use crate::norms::{self, BlockNorms};
 use crate::plan::groups::ParamGroups;
+use crate::precision::half::Summed;
 use crate::random_ltd::{RandomLtd, Routes};
 use crate::state::{TrainState, noise_std};
 use generate::to_batch;
 use models::{Model, Pass, PassOutput, Recompute, Recorded, Residency};
-use ops::{Batch, Cost, Env, HeadRequest, Single};
+use ops::{Batch, Cost, Env, HeadRequest, Precision, Single};
 use optim::{GradientEdit, Step};
 use std::time::Instant;
 use tensor::{DType, Queue, Tensor};
@@ -33,6 +34,8 @@ pub struct StepContext<'a> {
     pub groups: &'a ParamGroups,
     /// The format of activations.
     pub dtype: DType,
+    /// The format of each op; none: all run in `dtype`.
+    pub precision: Option<&'a dyn Precision>,
     /// Optimizer step, from 1.
     pub step: u64,
     /// Updates applied so far, this one included.
@@ -171,8 +174,10 @@ impl StepContext<'_> {
 
     /// Half a pass over a micro-batch, timed if the step is.
     fn pass_over<T>(&self, routes: &Routes, half: impl FnOnce(Pass<'_>) -> ops::Result<T>) -> ops::Result<T> {
-        let timed = self.clock.map(|clock| clock.over(routes));
-        let residency = timed.as_ref().map_or(routes as &dyn Residency, |timed| timed);
+        let summed = Summed { inner: routes, store: &self.state.store, queue: self.queue };
+        let residency = if self.state.store.sums_gradients() { &summed as &dyn Residency } else { routes };
+        let timed = self.clock.map(|clock| clock.over(residency));
+        let residency = timed.as_ref().map_or(residency, |timed| timed);
         half(Pass { model: self.model, residency })
     }
 
@@ -237,6 +242,7 @@ impl StepContext<'_> {
             regions: &Single,
             batch,
             dtype: self.dtype,
+            precision: self.precision,
             head: HeadRequest::TokenLogprobs { seed },
             dropout: Some((self.seed, self.step)),
             cache: None,

@@ -350,6 +350,25 @@ kernels! {
         /// f32 `[units]`.
         partial: tensor,
     }
+    /// What values look like beside the limits of a format, for each unit of 4,096 elements: largest finite magnitude; how
+    /// many are not finite, are not zero, and are neither zero nor as large as `tiny`.
+    survey: SurveyArgs {
+        /// Any float format, any shape.
+        x: tensor,
+        /// The smallest normal number of a format.
+        tiny: value(f32),
+        /// f32 [units, 4].
+        out: tensor,
+    }
+    /// `sum (x - y)^2` and `sum y^2` of each unit of 4,096 elements.
+    distance: DistanceArgs {
+        /// Any float format, any shape.
+        x: tensor,
+        /// f32, as `x`.
+        y: tensor,
+        /// f32 [units, 2].
+        out: tensor,
+    }
     /// `out = sum over rows of x`.
     column_sum: ColumnSumArgs {
         /// [N, D].

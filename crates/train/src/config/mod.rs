@@ -57,6 +57,7 @@ use crate::layer_drop::LayerDropConfig;
 use crate::loss_spike::LossSpikeConfig;
 use crate::monitor::MonitorConfig;
 use crate::plan::ramp::RampConfig;
+use crate::precision::adaptive::AdaptiveConfig;
 use check::Unheeded;
 use data::DataConfig;
 use optim::GradientEdit;
@@ -97,6 +98,10 @@ pub struct RunConfig {
     pub elasticity: ElasticityConfig,
     /// Mixed precision in bf16.
     pub bf16: Bf16Config,
+    /// Formats op by op, as PyTorch's autocast has them.
+    pub torch_autocast: AutocastConfig,
+    /// Formats beside those of the mode.
+    pub data_types: DataTypesConfig,
     /// Rows that grow with the steps.
     pub curriculum_learning: CurriculumConfig,
     /// Layers left out at random.
@@ -191,6 +196,10 @@ pub struct RunSection {
     pub gradient_noise: f64,
     /// The guard against loss spikes; none: there is no guard.
     pub loss_spike: Option<LossSpikeConfig>,
+    /// Ops that run in f32 for a while; none: formats are fixed.
+    pub adaptive_precision: Option<AdaptiveConfig>,
+    /// Formats by op family, or by blocks and family (`transformer.h.0/linear`); see [`crate::precision`].
+    pub precision: Map<String, Value>,
     /// Early steps take fewer samples; none: every step takes `train_batch_size`.
     pub batch_ramp: Option<RampConfig>,
     /// The validation set that what follows evaluations follows; none: the first.
@@ -229,6 +238,8 @@ pub struct Fp16Config {
     pub consecutive_hysteresis: bool,
     /// The lowest dynamic scale, above 0 where there is one.
     pub min_loss_scale: f64,
+    /// Masters and sums of gradients in fp16.
+    pub fp16_master_weights_and_grads: bool,
 }
 
 impl Fp16Config {
@@ -245,6 +256,26 @@ pub struct Bf16Config {
     pub enabled: bool,
     /// Skip the step when a gradient is not finite.
     pub check_grad_overflow: bool,
+    /// Masters and sums of gradients in bf16; see [`crate::precision`].
+    pub bf16_master_weights_and_grads: bool,
+    /// Moments in bf16, as `optimizer.moments` says it.
+    pub bf16_optimizer_states: bool,
+}
+
+/// The `data_types` section.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct DataTypesConfig {
+    /// The format in which gradients add up over micro-batches; none: f32, or that of masters in 16 bits.
+    pub grad_accum_dtype: Option<String>,
+}
+
+/// The `torch_autocast` section; see [`crate::precision`].
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct AutocastConfig {
+    /// Products and attention in the 16-bit format, norms and the residual stream in f32.
+    pub enabled: bool,
+    /// The 16-bit format; none: bf16.
+    pub dtype: Option<String>,
 }
 
 /// The `elasticity` section; see [`crate::plan::elasticity`].

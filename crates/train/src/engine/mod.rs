@@ -27,6 +27,9 @@ use crate::loss_scale::LossScaler;
 use crate::loss_spike::SpikeGuard;
 use crate::plan::groups::ParamGroups;
 use crate::plan::{self, RunPlan};
+use crate::precision::FormatTable;
+use crate::precision::adaptive::Adaptive;
+use crate::precision::half::Halves;
 use crate::run::{self, Outcome};
 use crate::state::TrainState;
 use crate::step::{StepContext, StepReport};
@@ -36,11 +39,12 @@ use generate::Evaluation;
 use micro_batch::{Boundary, Pending};
 use models::Model;
 use models::weights::WeightSource;
+use ops::Precision;
 use optim::Optimizer;
 use optim::schedule::Plateau;
 use std::cell::RefCell;
 use std::sync::Arc;
-use tensor::{Queue, cpu};
+use tensor::{DType, Queue, cpu};
 
 /// An engine with random weights (`run.seed`) on this machine's CPU: DeepSpeed's `initialize`. Memory for weights, gradients
 /// and optimizer state is taken here. With weights from elsewhere: [`Engine::with_weights`]; with an update rule of the
@@ -72,6 +76,10 @@ pub struct Engine {
     pub(crate) followers: Followers,
     /// The last step whose evaluation was made.
     pub(crate) evaluated: Option<u64>,
+    /// Of a run whose ops differ in their formats.
+    pub(crate) formats: Option<FormatTable>,
+    /// Of a run with `run.adaptive_precision`.
+    pub(crate) adaptive: Option<Adaptive>,
     /// The rate that [`Engine::set_lr`] set, while it holds.
     set_lr: Option<f64>,
     /// Where optimizer and schedule began, if not with the weights.
@@ -132,9 +140,14 @@ impl Engine {
         }
         let mut groups = ParamGroups::resolve(&config, &model, own)?;
         groups.settle(&config, &plan);
-        let state = TrainState::new(&model, source, &queue, plan.dtype, &groups, config.run.ema_decay)?;
+        let table = plan.formats.table(&config, &model)?;
+        let adaptive = config.run.adaptive_precision;
+        let adaptive = adaptive.map(|adaptive| Adaptive::new(adaptive, table.clone(), plan.dtype, &model));
+        let formats = (!plan.formats.is_uniform()).then_some(table);
+        let halves = Halves::of(&config);
+        let state = TrainState::new(&model, source, &queue, plan.dtype, &groups, config.run.ema_decay, halves)?;
         let (counters, fresh, pending, boundary, callbacks) = Default::default();
-        let scaler = config.fp16.enabled.then(|| LossScaler::new(config.fp16));
+        let scaler = LossScaler::of(&config);
         let (guard, plateau) = (config.run.loss_spike.map(SpikeGuard::new), config.plateau());
         let (followers, evaluated, set_lr, last) = (Followers::new(&config), None, None, None);
         let clock = config.times_steps().then(|| Clock::new(config.flops_profiler.step()));
@@ -151,6 +164,8 @@ impl Engine {
             plateau,
             followers,
             evaluated,
+            formats,
+            adaptive,
             clock,
             set_lr,
             fresh,
@@ -297,6 +312,12 @@ impl Engine {
         self.scaler.as_ref().map(LossScaler::scale)
     }
 
+    /// The format of each op; none: all run in that of the plan.
+    pub(crate) fn precision(&self) -> Option<&dyn Precision> {
+        let adaptive = self.adaptive.as_ref().map(|adaptive| adaptive as &dyn Precision);
+        adaptive.or(self.formats.as_ref().map(|formats| formats as &dyn Precision))
+    }
+
     /// Every key with its final value under `dump_state`, and a word on a profile that will not be.
     pub(crate) fn report_state(&self, observer: &mut dyn Observer) {
         if self.config.dump_state {
@@ -318,13 +339,14 @@ impl Engine {
         every > 0 && (self.counters.step + 1).is_multiple_of(every)
     }
 
-    fn context(&self) -> StepContext<'_> {
+    pub(crate) fn context(&self) -> StepContext<'_> {
         StepContext {
             queue: &self.queue,
             model: &self.model,
             state: &self.state,
             groups: &self.groups,
             dtype: self.plan.dtype,
+            precision: self.precision(),
             step: self.counters.step + 1,
             applied_step: self.counters.applied_steps - self.fresh.optimizer + 1,
             seed: self.config.run.seed,
@@ -338,7 +360,7 @@ impl Engine {
             gradient_clipping: self.config.gradient_clipping,
             gradient_edit: self.config.run.gradient_edit(),
             gradient_noise: self.config.run.gradient_noise,
-            check_overflow: self.config.fp16.enabled || self.config.bf16.check_grad_overflow,
+            check_overflow: self.plan.dtype == DType::F16 || self.config.bf16.check_grad_overflow,
             loss_limit: self.guard.as_ref().and_then(SpikeGuard::limit),
             norms: self.norms_due(),
             clock: self.clock.as_ref(),

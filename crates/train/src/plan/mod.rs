@@ -9,6 +9,8 @@ pub mod report;
 
 use crate::config::{ConfigError, OptimizerRule, RunConfig, RunLength};
 use crate::curriculum::Curriculum;
+use crate::precision::Formats;
+use crate::precision::adaptive::AdaptiveConfig;
 use crate::random_ltd::RandomLtd;
 use crate::system::num_cores;
 use batch::{BATCH_KEYS, Batch};
@@ -28,8 +30,10 @@ pub struct RunPlan {
     pub sequence_length: usize,
     /// Optimizer steps of the whole run.
     pub steps: u64,
-    /// The format of activations and compute copies.
+    /// The format of activations and compute copies: the run's 16-bit format, or f32 where it has none.
     pub dtype: DType,
+    /// The format of each op family.
+    pub formats: Formats,
     /// The rate of every step.
     pub schedule: Schedule,
     /// The longest row of every step; none: rows are whole.
@@ -116,12 +120,15 @@ impl RunPlan {
         };
         let schedule = config.schedule(rule.map_or(0.0, OptimizerRule::lr), steps);
         check_schedule(config, &schedule)?;
+        let formats = Formats::of(config)?;
+        AdaptiveConfig::check(config, &formats)?;
         Ok(Self {
             batch,
             ramp,
             sequence_length,
             steps,
-            dtype: config.dtype(),
+            dtype: formats.low,
+            formats,
             schedule,
             curriculum: Curriculum::of(&config.curriculum_learning),
             random_ltd: RandomLtd::of(config),
@@ -137,11 +144,13 @@ impl RunPlan {
         of_schedule.into_iter().flatten().chain(self.curriculum.as_ref().and_then(Curriculum::notice)).collect()
     }
 
-    /// The compute format as a user writes it: `f32`, `bf16` or `fp16`.
+    /// The compute format as a user writes it: `f32`, `bf16` or `fp16`, or one of these by op family.
     pub fn precision(&self) -> &'static str {
-        match self.dtype {
-            DType::F16 => "fp16",
-            DType::BF16 => "bf16",
+        match (self.dtype, self.formats.is_uniform()) {
+            (DType::F16, true) => "fp16",
+            (DType::F16, false) => "fp16 by op",
+            (DType::BF16, true) => "bf16",
+            (DType::BF16, false) => "bf16 by op",
             _ => "f32",
         }
     }

@@ -6,15 +6,18 @@
 use super::RunPlan;
 use super::batch::Batch;
 use super::mesh::Mesh;
-use crate::config::precision::dtype_of;
 use crate::config::{RunConfig, Setting};
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::model_source::ModelOrigin;
 use crate::plan;
+use crate::precision::adaptive::Adaptive;
+use crate::precision::half::Halves;
+use crate::precision::{Formats, shown};
 use data::Sample;
 use models::Model;
 use models::weights::WeightSource;
+use ops::Family;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -37,6 +40,10 @@ pub struct PlanReport {
     pub communication_per_step: BTreeMap<&'static str, u64>,
     /// Share of a step that pipeline stages wait.
     pub pipeline_bubble: f64,
+    /// The precision mode, in words.
+    pub mode: String,
+    /// The format of each op family.
+    pub precision: BTreeMap<&'static str, String>,
     /// Every key with its final value, where that came from and what becomes of it.
     pub settings: Vec<Setting>,
 }
@@ -78,6 +85,8 @@ impl PlanReport {
             memory_per_rank: BTreeMap::new(),
             communication_per_step: BTreeMap::new(),
             pipeline_bubble: 0.0,
+            mode: precision(config),
+            precision: Formats::of(config).map(|formats| formats.lines()).unwrap_or_default(),
             settings: config.settings(&derived),
         }
     }
@@ -156,7 +165,12 @@ impl PlanReport {
                 line(key, value.to_string());
             }
         }
-        line("precision", precision(&self.config));
+        line("precision", self.mode.clone());
+        if self.precision.values().any(|line| Some(line) != self.precision.values().next()) {
+            for family in Family::ALL.map(Family::name) {
+                line(&format!("precision: {family}"), self.precision[family].clone());
+            }
+        }
         if let (Some(parameters), Some(flops)) = (self.parameters, self.flops_per_token) {
             line("parameters", parameters.to_string());
             line("work per token", scaled(flops as f64, 1000.0, ["FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP"]));
@@ -187,16 +201,25 @@ pub(crate) fn scaled(mut number: f64, base: f64, units: [&str; 5]) -> String {
     if unit == 0 { format!("{number} {}", units[0]) } else { format!("{number:.1} {}", units[unit]) }
 }
 
-fn precision(config: &Value) -> String {
-    let fp16 = &config["fp16"];
-    match dtype_of(config) {
-        DType::F16 if fp16["loss_scale"] == 0.0 => {
-            format!("fp16, weights in f32, dynamic loss scale from 2^{}", fp16["initial_scale_power"])
-        }
-        DType::F16 => format!("fp16, weights in f32, loss scale {}", fp16["loss_scale"]),
-        DType::BF16 => "bf16, weights in f32".to_owned(),
-        _ => "f32".to_owned(),
+/// The mode, the formats of weights and gradients, and how the loss is scaled.
+fn precision(config: &RunConfig) -> String {
+    let Ok(formats) = Formats::of(config) else { return String::new() };
+    let (low, halves) = (shown(formats.low), Halves::of(config));
+    let scale = || match &config.fp16 {
+        fp16 if !fp16.enabled => ", dynamic loss scale from 2^16".to_owned(),
+        fp16 if fp16.is_dynamic() => format!(", dynamic loss scale from 2^{}", fp16.initial_scale_power),
+        fp16 => format!(", loss scale {:?}", fp16.loss_scale),
+    };
+    let mode = match () {
+        () if config.torch_autocast.enabled => format!("{low} by op family (torch_autocast)"),
+        () if !formats.is_uniform() => format!("{low} by op family (run.precision)"),
+        () => low.to_owned(),
+    };
+    let scale = if formats.low == DType::F16 { scale() } else { String::new() };
+    if formats.low == DType::F32 && halves.gradients.is_none() {
+        return mode;
     }
+    format!("{mode}, {}{scale}", halves.line())
 }
 
 /// `plan` shows a run without an optimizer too; its memory is then that of AdamW.
@@ -220,6 +243,7 @@ fn dry_step(mut engine: Engine) -> Result<(BTreeMap<&'static str, u64>, u64)> {
     };
     // The memory is that of the end of a curriculum, when rows are whole, and of token dropping.
     engine.plan.curriculum = None;
+    engine.adaptive.iter().for_each(Adaptive::measure);
     engine.plan.random_ltd = engine.plan.random_ltd.take().map(|ltd| ltd.at_its_end(engine.plan.steps));
     let report = engine.train_batch(&vec![sample; rows])?;
     drop(engine.state.show_average(&engine.queue)?);
