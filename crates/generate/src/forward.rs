@@ -2,7 +2,7 @@
 
 use models::{Model, Pass, Residency};
 use ops::{Batch, Env, HeadRequest, KvCache, OpError, Params, Regions, Result};
-use tensor::{DType, Queue, Tensor};
+use tensor::{DType, LossTerms, Queue, Tensor};
 
 /// Everything that a forward pass needs and that does not change from batch to batch. Never drops anything out.
 #[derive(Clone, Copy)]
@@ -26,7 +26,7 @@ pub struct Forward<'a> {
 impl Forward<'_> {
     /// The log-probability of every target of a batch, `[N]` in f32, on the host; 0 where a target is not counted.
     pub(crate) fn token_logprobs(&self, batch: &Batch) -> Result<Vec<f32>> {
-        let logprobs = self.run(batch, HeadRequest::TokenLogprobs { seed: None }, None)?;
+        let logprobs = self.run(batch, HeadRequest::TokenLogprobs { seed: None, terms: LossTerms::default() }, None)?;
         Ok(self.queue.read(&logprobs)?)
     }
 

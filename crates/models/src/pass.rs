@@ -111,7 +111,7 @@ impl Pass<'_> {
     /// - `loss_weight`: the gradient of the step's loss with respect to blocks' own losses.
     /// - `recompute`: keep only what flows between blocks and run them again for backward.
     pub fn forward_backward(&self, env: &Env<'_>, loss_weight: f32, recompute: bool) -> Result<PassOutput> {
-        let HeadRequest::TokenLogprobs { seed: Some(seed) } = env.head else {
+        let HeadRequest::TokenLogprobs { seed: Some(seed), .. } = env.head else {
             panic!("Pass::forward_backward: the head was not asked for log-probabilities with a seed");
         };
         let last = self.model.blocks.len() - 1;

@@ -2,7 +2,7 @@
 
 use crate::Result;
 use std::sync::Arc;
-use tensor::{MemoryKind, Queue, Segment, Tensor};
+use tensor::{MemoryKind, Queue, Segment, SoftTargets, Tensor};
 
 /// A run of tokens that see each other: a document, or the part of one that lies in a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,8 +31,8 @@ pub struct Batch {
     pub samples: Tensor,
     /// i32 `[N]`: the token to predict after each; negative: not counted. `None` when only logits are wanted.
     pub targets: Option<Tensor>,
-    /// f32 [N, V]: probabilities to predict instead of a single token.
-    pub soft_targets: Option<Tensor>,
+    /// Distributions to predict instead of single tokens, one list a target.
+    pub soft_targets: Option<SoftTargets<Tensor>>,
     /// Which queries see which keys.
     pub segments: Arc<[Segment]>,
     /// Targets that count.

@@ -270,6 +270,7 @@ impl Engine {
             loss_scale: self.loss_scale().unwrap_or(1.0),
             lr: self.lr(),
             betas: self.plan.schedule.betas(self.counters.applied_steps),
+            loss_terms: self.config.run.loss_terms(),
             gradient_clipping: self.config.gradient_clipping,
             gradient_edit: self.config.run.gradient_edit(),
             gradient_noise: self.config.run.gradient_noise,

@@ -51,6 +51,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use tensor::LossTerms;
 
 /// What the run file says, absent keys at their defaults. Keys that are checked and have no effect here are not fields.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -151,6 +152,10 @@ pub struct RunSection {
     pub l1_penalty: f64,
     /// Times each weight that may decay, added to the mean gradient.
     pub l2_penalty: f64,
+    /// See [`RunSection::loss_terms`].
+    pub label_smoothing: f64,
+    /// See [`RunSection::loss_terms`].
+    pub z_loss: f64,
     /// Eta of the normal noise on the clipped gradient; 0: none.
     pub gradient_noise: f64,
     /// The guard against loss spikes; none: there is no guard.
@@ -160,6 +165,11 @@ pub struct RunSection {
 }
 
 impl RunSection {
+    /// What training adds to cross-entropy; evaluation does not.
+    pub fn loss_terms(&self) -> LossTerms {
+        LossTerms { label_smoothing: self.label_smoothing as f32, z_loss: self.z_loss as f32 }
+    }
+
     /// What is done to every gradient before its norm is taken; none: nothing.
     pub fn gradient_edit(&self) -> Option<GradientEdit> {
         let [l1, l2] = [self.l1_penalty as f32, self.l2_penalty as f32];

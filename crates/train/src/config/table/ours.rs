@@ -47,6 +47,7 @@ pub(super) static KEYS: &[Key] = keys! {
     "run.keep_checkpoints", COUNT, "3", Honoured, "newest checkpoints kept; 0 = all";
     "run.l1_penalty", NOT_NEGATIVE, "0.0", Honoured, "times the sign of each weight outside optimizer.no_decay, added to the gradient";
     "run.l2_penalty", NOT_NEGATIVE, "0.0", Honoured, "times each weight outside optimizer.no_decay, added to the gradient; unlike decoupled decay it passes through the moments";
+    "run.label_smoothing", BELOW_ONE, "0.0", Honoured, "share e of the target's probability that is spread over all V ids in training: loss = (1 - e) nll + e mean_v(-log p_v), as Transformers' label_smoothing_factor; evaluation is plain cross-entropy";
     "run.log_every", POSITIVE, "null", Honoured, "steps between log lines; null: steps_per_print, else 10";
     "run.loss_spike", SECTION, "null", Honoured, "a guard against a batch whose loss leaps; null: none";
     "run.loss_spike.action", Names(&["skip", "stop"]), "\"skip\"", Honoured, "skip the batch's update and say so, or stop the run before it";
@@ -61,4 +62,5 @@ pub(super) static KEYS: &[Key] = keys! {
     "run.steps", POSITIVE, "null", Honoured, "length in optimizer steps";
     "run.threads", Int { min: 0, max: 1024 }, "0", Honoured, "threads; 0 = all cores";
     "run.tokens", POSITIVE, "null", Honoured, "length in training tokens";
+    "run.z_loss", NOT_NEGATIVE, "0.0", Honoured, "times log(Z)^2 of each target's softmax, added to the training loss (PaLM: 1e-4); 0: none";
 };
