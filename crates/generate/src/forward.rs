@@ -30,6 +30,11 @@ impl Forward<'_> {
         Ok(self.queue.read(&logprobs)?)
     }
 
+    /// Every logit that the head gives, f32, row after row on the host: for a classifier `[documents, C]`.
+    pub(crate) fn logits(&self, batch: &Batch) -> Result<Vec<f32>> {
+        Ok(self.queue.read(&self.run(batch, HeadRequest::AllLogits, None)?)?)
+    }
+
     /// The logits after the last token of a batch of one document that continues what `cache` holds, `[V]`, on the host.
     pub(crate) fn last_logits(&self, batch: &Batch, cache: &KvCache) -> Result<Vec<f32>> {
         let logits = self.run(batch, HeadRequest::LastLogits, Some(cache))?;

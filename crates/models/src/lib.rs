@@ -15,9 +15,11 @@ pub mod layers;
 pub mod param;
 pub mod pass;
 pub mod registry;
+pub mod task;
 pub mod weights;
 
 pub use block::{Block, LinearSpec, Model, ModelBuilder, NamedBlock};
 pub use families::ModelConfig;
 pub use param::{Dim, Init, ParamSpec};
+pub use task::{Labels, Task};
 pub use pass::{Pass, PassOutput, Residency, Resident};

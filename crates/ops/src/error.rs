@@ -47,6 +47,9 @@ pub enum OpError {
         /// In the communicator's words.
         message: String,
     },
+    /// The data are not what the model predicts: classes for a language model, tokens for a classifier.
+    #[error("{0}")]
+    WrongTask(String),
     /// The sequence does not fit what the model or the cache can hold.
     #[error("{0}")]
     TooLong(String),

@@ -24,6 +24,7 @@ mod layer_norm;
 mod linear;
 mod op;
 mod param;
+mod pool;
 mod region;
 mod residual;
 mod rms_norm;

@@ -15,9 +15,10 @@ use crate::plan::{self, RunPlan};
 use crate::run::{self, Outcome};
 use crate::state::{StateTensor, TrainState};
 use crate::step::{Accumulated, StepContext, StepReport};
+use crate::task::nominal_targets;
 use crate::training_data::TrainingData;
 use data::{Dataset, Sample};
-use generate::Evaluation;
+use generate::{Evaluation, check_task};
 use models::Model;
 use models::weights::WeightSource;
 use optim::Optimizer;
@@ -174,7 +175,7 @@ impl Engine {
     /// are added to those since the last [`Engine::step`].
     ///
     /// # Errors
-    /// A row is longer than the model's positions, or the device failed.
+    /// A row is longer than the model's positions or has not the model's kind of target, or the device failed.
     pub fn micro_batch(&mut self, samples: &[Sample]) -> Result<()> {
         let shortened: Vec<Sample>;
         let samples = match self.curriculum_length() {
@@ -186,6 +187,7 @@ impl Engine {
         };
         for sample in samples {
             self.model.check_length(sample.input_ids.len())?;
+            check_task(&self.model, sample)?;
         }
         let mut pending = std::mem::take(&mut self.pending);
         let first_sample = pending.samples.len() as u32;
@@ -264,7 +266,7 @@ impl Engine {
             step: self.counters.step + 1,
             applied_step: self.counters.applied_steps + 1,
             seed: self.config.run.seed,
-            nominal_targets: self.plan.nominal_targets(),
+            nominal_targets: nominal_targets(&self.plan, &self.model),
             recompute: self.config.run.recompute,
             pld_theta: self.config.progressive_layer_drop.theta(self.counters.step),
             loss_scale: self.loss_scale().unwrap_or(1.0),

@@ -43,6 +43,10 @@ pub enum Event<'a> {
         loss: f64,
         /// `exp(loss)`.
         perplexity: f64,
+        /// Of a classifier.
+        accuracy: Option<f64>,
+        /// Of a classifier, macro average.
+        f1: Option<f64>,
     },
     /// Text that the model makes now.
     Sample {

@@ -8,6 +8,7 @@
 //! | [`training_data`] | the training and validation samples of a run |
 //! | [`engine`] | a model in training: batches in, reports out |
 //! | [`step`] | one optimizer step |
+//! | [`task`] | next tokens, or classes of rows |
 //! | [`curriculum`] | rows that grow with the steps |
 //! | [`layer_drop`] | layers left out at random |
 //! | [`loss_scale`] | the scale of an fp16 run's loss |
@@ -43,6 +44,7 @@ mod saving;
 mod state;
 pub mod step;
 pub mod system;
+pub mod task;
 pub mod training_data;
 
 pub use config::RunConfig;

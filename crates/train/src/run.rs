@@ -90,13 +90,13 @@ impl Run {
         }
         let mut origin = ModelOrigin::open(&config, source)?;
         let max_positions = Some(origin.config.max_positions());
-        let (own, vocab_size) = (origin.tokenizer.clone(), origin.config.vocab_size);
+        let vocab_size = origin.config.vocab_size;
         // Batch sizes, instruction set and memory are refused before the data are read.
         let plan = RunPlan::resolve(&config, plan::sequence_length(&config, max_positions)?, 0)?;
         if vocab_size.is_some() {
             check_memory(&mut config, &mut origin, None, plan.clone(), observer)?;
         }
-        let data = TrainingData::open(&config, own.as_ref(), max_positions, vocab_size, observer)?;
+        let data = TrainingData::for_model(&config, &origin, observer)?;
         if vocab_size.is_none() {
             check_memory(&mut config, &mut origin, data.tokenizer.as_ref(), plan, observer)?;
         }
@@ -366,13 +366,19 @@ impl<'a> Loop<'a> {
         let Some(dataset) = self.data.validation.as_ref().filter(|_| self.engine.evaluated != Some(step)) else {
             return Ok(());
         };
-        let Evaluation { loss, perplexity, tokens, .. } = evaluate(self.engine, dataset, observer)?;
+        let Evaluation { loss, perplexity, tokens, accuracy, f1, .. } = evaluate(self.engine, dataset, observer)?;
         if !loss.is_finite() {
             return Err(TrainError::Diverged { step, what: "the validation loss".to_owned() });
         }
-        self.metrics
-            .append(&json!({"step": step, "eval_loss": loss, "eval_perplexity": perplexity, "eval_tokens": tokens}))?;
-        observer.on(Event::Evaluated { step, loss, perplexity });
+        let mut figures =
+            json!({"step": step, "eval_loss": loss, "eval_perplexity": perplexity, "eval_tokens": tokens});
+        for (name, figure) in [("eval_accuracy", accuracy), ("eval_f1", f1)] {
+            if let Some(figure) = figure {
+                figures[name] = json!(figure);
+            }
+        }
+        self.metrics.append(&figures)?;
+        observer.on(Event::Evaluated { step, loss, perplexity, accuracy, f1 });
         if self.engine.evaluated(loss) {
             let notice =
                 format!("step {step}: the validation loss has stopped falling; the rate is now {}", self.engine.lr());

@@ -3,8 +3,10 @@
 use crate::config::RunConfig;
 use crate::error::{Result, TrainError};
 use crate::event::{Event, Observer};
+use crate::model_source::ModelOrigin;
 use crate::plan;
-use data::{DataError, Dataset, Loader, OpenOptions, Tokenizer};
+use crate::task::check_classification;
+use data::{Classes, DataError, Dataset, Loader, OpenOptions, Tokenizer};
 use std::cell::RefCell;
 
 /// What a run trains and validates on.
@@ -32,6 +34,29 @@ impl TrainingData {
         vocab_size: Option<usize>,
         observer: &mut dyn Observer,
     ) -> Result<Self> {
+        Self::open_with(config, models_own, max_positions, vocab_size, None, observer)
+    }
+
+    /// The same for the model of a run: with classes where it is a classifier.
+    ///
+    /// # Errors
+    /// As [`TrainingData::open`], and what makes no sense for a classifier.
+    pub fn for_model(config: &RunConfig, origin: &ModelOrigin, observer: &mut dyn Observer) -> Result<Self> {
+        if origin.config.task.labels().is_some() {
+            check_classification(config)?;
+        }
+        let (own, limit) = (origin.tokenizer.as_ref(), Some(origin.config.max_positions()));
+        Self::open_with(config, own, limit, origin.config.vocab_size, Some(origin), observer)
+    }
+
+    fn open_with(
+        config: &RunConfig,
+        models_own: Option<&Tokenizer>,
+        max_positions: Option<usize>,
+        vocab_size: Option<usize>,
+        origin: Option<&ModelOrigin>,
+        observer: &mut dyn Observer,
+    ) -> Result<Self> {
         let (_, section, _) = config.for_training()?;
         let sequence_length = plan::sequence_length(config, max_positions)?;
         let cache = section.cache.clone().map_or_else(data::default_cache, Ok)?;
@@ -45,6 +70,10 @@ impl TrainingData {
             threads: config.run.threads,
             chunk_bytes: data::CHUNK_BYTES,
             vocab_size,
+            classes: origin.and_then(|origin| {
+                let names = origin.config.task.labels()?.names();
+                Some(Classes { names, pad: origin.pad(tokenizer.as_ref()) })
+            }),
             on_event: &on_event,
         };
         let opened = data::open(section, tokenizer.as_ref(), &options);

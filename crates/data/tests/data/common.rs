@@ -55,6 +55,7 @@ impl Place {
             threads: self.threads,
             chunk_bytes: self.chunk_bytes,
             vocab_size: self.vocab_size,
+            classes: None,
             on_event,
         };
         data::open(&config, tokenizer, &options)
@@ -70,6 +71,7 @@ impl Place {
             threads: self.threads,
             chunk_bytes: self.chunk_bytes,
             vocab_size: None,
+            classes: None,
             on_event: &|_| {},
         };
         let config = self.config(json);

@@ -4,6 +4,7 @@ pub mod config;
 pub mod gpt2_config;
 pub mod llama_config;
 pub mod presets;
+mod head;
 mod rope_keys;
 
 pub mod gpt2;

@@ -1,5 +1,7 @@
 //! A model on the CPU with its weights and one batch: what the tests of whole models run.
 
+#![allow(dead_code, reason = "each test file uses its part")]
+
 use models::weights::{self, WeightSource};
 use models::{Model, ModelConfig, Pass, Resident, registry};
 use ops::{Batch, Env, HeadRequest, ParamStore, Single};

@@ -43,6 +43,7 @@ use crate::curriculum::CurriculumConfig;
 use crate::layer_drop::LayerDropConfig;
 use crate::loss_spike::LossSpikeConfig;
 use crate::plan::ramp::RampConfig;
+use crate::task::LabelsConfig;
 use check::Unheeded;
 use data::DataConfig;
 use optim::GradientEdit;
@@ -94,7 +95,7 @@ pub struct RunConfig {
     given: Given,
 }
 
-/// The `model` section: exactly one of its fields is given.
+/// The `model` section: exactly one of path, preset and config is given.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub struct ModelConfig {
     /// A folder in the Hugging Face layout, a checkpoint or a run's output.
@@ -103,6 +104,8 @@ pub struct ModelConfig {
     pub preset: Option<String>,
     /// A Hugging Face `config.json`, unchecked.
     pub config: Option<Map<String, Value>>,
+    /// The classes of a fresh classification head; none: the head that the model has.
+    pub labels: Option<LabelsConfig>,
 }
 
 /// The `run` section.
