@@ -195,10 +195,13 @@ impl Observer for Ui {
             Event::Step(metrics) => self.step(metrics),
             Event::Evaluating { done, total } => self.evaluating(done, total),
             Event::Evaluated { step, loss, perplexity, accuracy: Some(accuracy), f1: Some(f1) } => {
-                self.line(&format!("step {step}  validation loss {loss:.4}  accuracy {accuracy:.4}  F1 {f1:.4}"), || {
-                    json!({"event": "evaluated", "step": step, "eval_loss": loss, "eval_perplexity": perplexity,
+                self.line(
+                    &format!("step {step}  validation loss {loss:.4}  accuracy {accuracy:.4}  F1 {f1:.4}"),
+                    || {
+                        json!({"event": "evaluated", "step": step, "eval_loss": loss, "eval_perplexity": perplexity,
                            "eval_accuracy": accuracy, "eval_f1": f1})
-                });
+                    },
+                );
             }
             Event::Evaluated { step, loss, perplexity, .. } => {
                 self.line(

@@ -17,8 +17,8 @@ use crate::config::{DataConfig, DataSource, Format, Packing, Sources, Validation
 use crate::error::{DataError, Result};
 use crate::mix::Mix;
 use crate::packing::{Rows, Sample};
-use crate::source::text::{CharSet, Span, byte_of_character};
 use crate::source::labels::Classes;
+use crate::source::text::{CharSet, Span, byte_of_character};
 use crate::source::{Files, Scan, content_hash};
 use crate::tokenize::{RowRange, Workers};
 use crate::tokenizer::Tokenizer;
@@ -208,7 +208,10 @@ impl Dataset {
     /// Bytes of the whole UTF-8 text, the divisor of bits per byte. `None` if some of it came as tokens, or is predicted
     /// as a class.
     pub fn text_bytes(&self) -> Option<u64> {
-        self.sources.iter().map(|rows| Some(rows.store.text_bytes()).filter(|&bytes| bytes > 0 && !rows.has_classes)).sum()
+        self.sources
+            .iter()
+            .map(|rows| Some(rows.store.text_bytes()).filter(|&bytes| bytes > 0 && !rows.has_classes))
+            .sum()
     }
 
     /// Documents, or rows.

@@ -25,7 +25,8 @@ impl Confusion {
         for counts in [&mut self.right, &mut self.predicted, &mut self.actual] {
             counts.resize(counts.len().max(logits.len()), 0);
         }
-        let predicted = (1..logits.len()).fold(0, |best, class| if logits[class] > logits[best] { class } else { best });
+        let predicted =
+            (1..logits.len()).fold(0, |best, class| if logits[class] > logits[best] { class } else { best });
         self.predicted[predicted] += 1;
         self.actual[actual] += 1;
         self.right[actual] += u64::from(predicted == actual);
@@ -61,7 +62,7 @@ mod tests {
         confusion
     }
 
-    /// scikit-learn 1.7: `f1_score([0, 1, 2, 0, 1, 2], [0, 2, 1, 0, 0, 1], average="macro")` is 0.26666666666666666 and the
+    /// scikit-learn 1.9: `f1_score([0, 1, 2, 0, 1, 2], [0, 2, 1, 0, 0, 1], average="macro")` is 0.26666666666666666 and the
     /// accuracy 1/3.
     #[test]
     fn the_example_of_scikit_learns_manual_has_its_figures() {

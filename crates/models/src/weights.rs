@@ -67,7 +67,8 @@ impl WeightSource {
 
     /// The same for a classifier and the folder of a language model, whose head is left where it is.
     pub fn folder_of_base(folder: &Path, model: &Model, seed: u64) -> Result<Self, HfError> {
-        let config = model.config.as_ref().expect("WeightSource::folder_of_base: a model read from a folder has a config");
+        let config =
+            model.config.as_ref().expect("WeightSource::folder_of_base: a model read from a folder has a config");
         let rules = config.name_rules();
         let endings = [rules.ignored_endings, &["lm_head.weight"]].concat();
         let rules = NameRules { ignored_endings: &endings, ..rules };

@@ -74,7 +74,14 @@ impl ModelOrigin {
                 let model = ModelConfig::from_json(&value, &place).map_err(|error| config.error(error))?;
                 let names_tokens = ["bos_token_id", "eos_token_id"].iter().any(|key| value.get(key).is_some());
                 let place = format!("{}: {place}", config.name());
-                Ok(Self { config: model, weights: Origin::Random, tokenizer: None, place, names_tokens, has_fresh_head: false })
+                Ok(Self {
+                    config: model,
+                    weights: Origin::Random,
+                    tokenizer: None,
+                    place,
+                    names_tokens,
+                    has_fresh_head: false,
+                })
             }
         }
     }

@@ -73,7 +73,9 @@ fn class_probs(place: RowPlace<'_>, value: &Value, num_classes: usize) -> Result
     };
     if values.len() != num_classes {
         let found = values.len();
-        return Err(place.error(format!("class_probs has {found} numbers; it must have one for each of {num_classes} classes")));
+        return Err(
+            place.error(format!("class_probs has {found} numbers; it must have one for each of {num_classes} classes"))
+        );
     }
     let pairs = values.iter().enumerate().map(|(id, p)| (id as u32, p));
     distribution(place, "class_probs", pairs)
@@ -126,7 +128,9 @@ fn distribution<'v>(
         match value.as_f64().filter(|p| *p >= 0.0) {
             Some(p) => numbers.push((id, p)),
             None => {
-                return Err(place.error(format!("{field} has probability {}; it must be a number from 0 to 1", kind(value))));
+                return Err(
+                    place.error(format!("{field} has probability {}; it must be a number from 0 to 1", kind(value)))
+                );
             }
         }
     }

@@ -2,9 +2,9 @@
 
 pub mod config;
 pub mod gpt2_config;
+mod head;
 pub mod llama_config;
 pub mod presets;
-mod head;
 mod rope_keys;
 
 pub mod gpt2;

@@ -104,7 +104,12 @@ fn refuse_unwanted(files: &WeightFiles, rules: &NameRules<'_>, found: &[WeightEn
 }
 
 /// A head that is tied by the configuration and stored nevertheless must be the embedding.
-fn check_tied(files: &WeightFiles, rules: &NameRules<'_>, copy: &WeightEntry<'_>, original: &str) -> Result<(), HfError> {
+fn check_tied(
+    files: &WeightFiles,
+    rules: &NameRules<'_>,
+    copy: &WeightEntry<'_>,
+    original: &str,
+) -> Result<(), HfError> {
     let original = resolve(files, original, rules.prefix).expect("match_weights found every parameter");
     let same =
         original.shape == copy.shape && original.dtype == copy.dtype && files.same_bytes(original.name, copy.name)?;
