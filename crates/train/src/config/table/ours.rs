@@ -28,7 +28,7 @@ pub(super) static KEYS: &[Key] = keys! {
     "data.validation[].weight", ABOVE_ZERO, "null", Honoured, "not used in evaluation";
     "model", SECTION, "null", Honoured, "what is trained: one of path, preset and config";
     "model.config", OPEN, "null", Honoured, "a Hugging Face config.json; random weights";
-    "model.labels", OneOf(&[List(&Text), Int { min: 2, max: 65_536 }]), "null", Honoured, "makes the model a classifier of rows with a fresh head: the names of its classes, or how many; null: the model's own head";
+    "model.labels", OneOf(&[List(&Text), Int { min: 2, max: 65_536 }]), "null", Honoured, "makes the model a classifier of rows (label or class_probs in each) with a fresh head: the names of its classes, or how many; null: the model's own head";
     "model.path", Text, "null", Honoured, "a folder in the Hugging Face layout, a checkpoint or a run's output";
     "model.preset", Text, "null", Honoured, "a known architecture; random weights";
     "run", SECTION, "{}", Honoured, "how long, where to and how often";
