@@ -40,6 +40,7 @@ pub mod rope;
 pub mod silu_mul;
 pub mod update;
 
+mod fused;
 mod lanes;
 mod rows;
 #[cfg(test)]

@@ -21,5 +21,5 @@ pub mod weights;
 pub use block::{Block, LinearSpec, Model, ModelBuilder, NamedBlock};
 pub use families::ModelConfig;
 pub use param::{Dim, Init, ParamSpec};
-pub use pass::{Pass, PassOutput, Residency, Resident};
+pub use pass::{Pass, PassOutput, Recorded, Residency, Resident};
 pub use task::{Labels, Task};

@@ -38,6 +38,7 @@ fn run(queue: &Queue, terms: LossTerms, one_pass: bool, soft: Option<SoftTargets
         head: HeadRequest::TokenLogprobs { seed: Some(SEED), terms },
         dropout: None,
         cache: None,
+        probe: None,
     };
     let mut cx = Cx::new(&env, 0, true);
     let hidden = normal("hidden", TOKENS * WIDTH);

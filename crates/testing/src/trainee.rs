@@ -76,6 +76,7 @@ impl<'a> Trainee<'a> {
             },
             dropout: self.dropout_seed.map(|seed| (seed, self.step)),
             cache: None,
+            probe: None,
         };
         self.store.clear_gradients();
         let PassOutput { logprobs, cost, .. } =

@@ -7,9 +7,9 @@
 //! What stops the writer (a full disk) stops the run: after the next step, and no later than at the next checkpoint or at
 //! the end. The checkpoints before are as they were.
 
-use crate::checkpoint::{self, Background, Head, Job, TensorSpec};
+use crate::checkpoint::{self, Background, Head, Job, Tag};
 use crate::engine::Engine;
-use crate::error::{Result, TrainError};
+use crate::error::Result;
 use crate::event::{Event, Observer};
 use crate::metrics::MetricsFile;
 use crate::state::StateTensor;
@@ -61,30 +61,23 @@ impl Saver {
         is_last: bool,
         observer: &mut dyn Observer,
     ) -> Result<()> {
-        self.finish(observer)?;
-        let (step, state) = (head.counters.step, (head.counters.step, head.evaluated));
+        self.finish(engine, observer)?;
+        let state = (head.counters.step, head.evaluated);
         if self.saved == Some(state) {
             return Ok(());
         }
-        if let Some(name) = engine.state.first_non_finite(&engine.queue, &engine.model)? {
-            return Err(TrainError::Diverged { step, what: format!("weight {name}") });
-        }
+        engine.check_finite()?;
         // The lines up to this step must be as safe as the checkpoint behind them.
         metrics.sync()?;
-        let tensors = engine.state.tensors(&engine.model);
-        let specs: Vec<TensorSpec> = (tensors.iter())
-            .map(|StateTensor { name, state, .. }| TensorSpec::whole(*name, state.name, state.shape.dims()))
-            .collect();
         if self.is_async && !is_last {
+            let tensors = engine.state.tensors(&engine.model);
+            let specs = tensors.iter().map(StateTensor::spec).collect();
             let job = Job { dir: self.folder.clone(), head, tensors: specs, keep: self.keep };
             self.background.start(job, |index, out| tensors[index].copy_to(&engine.queue, out))?;
         } else {
-            let path = checkpoint::write(&self.folder, &head, &specs, &mut |index| -> Result<Vec<f32>> {
-                let StateTensor { state, tensor, .. } = &tensors[index];
-                Ok(state.read(&engine.queue, tensor)?)
-            })?;
+            let path = engine.write_checkpoint(&self.folder, &Tag::of_step(head.counters.step), &head)?;
             checkpoint::prune(&self.folder, self.keep)?;
-            saved(&path, observer);
+            saved(&path, engine, observer);
         }
         self.saved = Some(state);
         Ok(())
@@ -94,22 +87,23 @@ impl Saver {
     ///
     /// # Errors
     /// It could not be written.
-    pub(crate) fn report(&mut self, observer: &mut dyn Observer) -> Result<()> {
-        if self.background.is_done() { self.finish(observer) } else { Ok(()) }
+    pub(crate) fn report(&mut self, engine: &Engine, observer: &mut dyn Observer) -> Result<()> {
+        if self.background.is_done() { self.finish(engine, observer) } else { Ok(()) }
     }
 
     /// Waits for the checkpoint being written, if there is one.
     ///
     /// # Errors
     /// It could not be written.
-    pub(crate) fn finish(&mut self, observer: &mut dyn Observer) -> Result<()> {
+    pub(crate) fn finish(&mut self, engine: &Engine, observer: &mut dyn Observer) -> Result<()> {
         if let Some(path) = self.background.finish()? {
-            saved(&path, observer);
+            saved(&path, engine, observer);
         }
         Ok(())
     }
 }
 
-fn saved(path: &Path, observer: &mut dyn Observer) {
+fn saved(path: &Path, engine: &Engine, observer: &mut dyn Observer) {
     observer.on(Event::Saved { path });
+    engine.tell(|callback, control| callback.on_save(engine, path, control));
 }

@@ -121,8 +121,7 @@ impl TrainState {
                 first: 0,
                 key: rng::site_key(seed, at.step, ROUNDING_SITES + u64::from(id.0)),
             };
-            let at = Step { lr: at.lr * group.lr_ratio, weight_decay: group.weight_decay, ..*at };
-            group.rule.step(queue, &shard, &at)?;
+            group.rule.step(queue, &shard, &group.step(at))?;
             if let (Some(decay), Some(average)) = (self.ema_decay, weight.average()) {
                 optim::average(queue, average, &weight.master, decay)?;
             }
@@ -188,6 +187,11 @@ impl TrainState {
             }
         }
         Ok(None)
+    }
+
+    /// The f32 weights that are trained, in the order of parameters.
+    pub fn trained(&self) -> impl Iterator<Item = (ParamId, &Tensor)> {
+        self.weights.iter().filter(|weight| !weight.is_frozen).map(|weight| (weight.id, &weight.master))
     }
 
     /// What training has made of every weight, with its specification, in the order of the model: the average where there is

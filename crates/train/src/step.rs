@@ -6,15 +6,18 @@
 //!   loss_scale, so accumulation is exact by token count whatever each micro-batch holds.
 //! - The host reads the device once, after the last micro-batch.
 
+use crate::breakdown::Clock;
 use crate::error::{Result, TrainError};
 use crate::grad_norm::{clip_factor, grad_norm};
 use crate::layer_drop::Kept;
+use crate::norms::{self, BlockNorms};
 use crate::plan::groups::ParamGroups;
 use crate::state::{TrainState, noise_std};
 use generate::to_batch;
-use models::{Model, Pass, Residency, Resident};
+use models::{Model, Pass, PassOutput, Recorded, Residency, Resident};
 use ops::{Batch, Cost, Env, HeadRequest, Single};
 use optim::{GradientEdit, Step};
+use std::time::Instant;
 use tensor::{DType, LossTerms, Queue, Tensor};
 
 /// What a step is told.
@@ -59,6 +62,10 @@ pub struct StepContext<'a> {
     pub check_overflow: bool,
     /// A loss above it is a spike, whose update is not applied.
     pub loss_limit: Option<f64>,
+    /// Report the norms of every block.
+    pub norms: bool,
+    /// Times the parts of the step.
+    pub(crate) clock: Option<&'a Clock>,
 }
 
 /// What a step did.
@@ -78,9 +85,11 @@ pub struct StepReport {
     pub spiked: bool,
     /// Of the forward passes.
     pub cost: Cost,
+    /// Of every block; empty unless the step was asked for them.
+    pub norms: Vec<BlockNorms>,
 }
 
-/// What has been accumulated since the last update: a user's own loop holds one.
+/// What has been accumulated since the last update.
 #[derive(Default)]
 pub struct Accumulated {
     logprobs: Vec<Tensor>,
@@ -90,33 +99,81 @@ pub struct Accumulated {
     cost: Cost,
 }
 
+/// A micro-batch between its forward and its backward.
+pub(crate) struct Forwarded {
+    batch: Batch,
+    first_sample: u32,
+    output: PassOutput,
+    recorded: Recorded,
+}
+
+impl Forwarded {
+    /// What its loss is made of: log-probabilities, blocks' own losses, targets that count.
+    pub(crate) fn parts(&self) -> (Tensor, Vec<Tensor>, usize) {
+        let PassOutput { logprobs, losses, .. } = &self.output;
+        (logprobs.clone(), losses.iter().map(|(_, loss)| loss.clone()).collect(), self.batch.num_targets)
+    }
+}
+
 impl StepContext<'_> {
-    /// Forward and backward of one micro-batch. `first_sample`: the number of its first sample in the global batch.
-    pub fn micro_batch(&self, samples: &[data::Sample], first_sample: u32, so_far: &mut Accumulated) -> Result<()> {
+    /// Forward of one micro-batch, at the start of a step after forgetting the gradients of the step before. `first_sample`:
+    /// the number of its first sample in the global batch. None where there is no token to run.
+    pub(crate) fn forward(
+        &self,
+        samples: &[data::Sample],
+        first_sample: u32,
+        so_far: &Accumulated,
+    ) -> Result<Option<Forwarded>> {
         let batch = to_batch(self.queue, samples, first_sample)?;
         if so_far.logprobs.is_empty() {
             self.state.store.clear_gradients();
         }
         if batch.num_tokens == 0 {
-            return Ok(());
+            return Ok(None);
         }
-        let seed = -self.loss_scale as f32 / self.nominal_targets as f32;
+        let env = self.env(&batch, Some(self.seed_of_backward()));
+        let (output, recorded) = self.pass_over(first_sample, |pass| pass.forward_recorded(&env, self.recompute))?;
+        Ok(Some(Forwarded { batch, first_sample, output, recorded }))
+    }
+
+    /// Backward of what [`StepContext::forward`] ran: its gradients are added to those of the step.
+    pub(crate) fn backward(&self, forwarded: Forwarded, so_far: &mut Accumulated) -> Result<()> {
+        let Forwarded { batch, first_sample, output, recorded } = forwarded;
         // The factor nominal / counted of the update makes this the micro-batch's share of the step's targets.
         let loss_weight = batch.num_targets as f32 / self.nominal_targets as f32 * self.loss_scale as f32;
-        let num_blocks = self.model.blocks.len();
-        let kept = self.pld_theta.map(|theta| Kept::draw(num_blocks, theta, self.seed, self.step, first_sample));
-        let residency = kept.as_ref().map_or(&Resident as &dyn Residency, |kept| kept);
-        let pass = Pass { model: self.model, residency };
-        let pass = pass.forward_backward(&self.env(&batch, Some(seed)), loss_weight, self.recompute)?;
-        so_far.logprobs.push(pass.logprobs);
-        so_far.losses.extend(pass.losses.into_iter().map(|(_, loss)| (batch.num_targets, loss)));
+        let env = self.env(&batch, Some(self.seed_of_backward()));
+        self.pass_over(first_sample, |pass| pass.backward(&env, recorded, loss_weight))?;
+        so_far.logprobs.push(output.logprobs);
+        so_far.losses.extend(output.losses.into_iter().map(|(_, loss)| (batch.num_targets, loss)));
         so_far.num_targets += batch.num_targets as u64;
-        so_far.cost += pass.cost;
+        so_far.cost += output.cost;
         Ok(())
     }
 
-    /// Norm, clipping and update. `samples`: the micro-batches again, to find where a loss stopped being finite.
-    pub fn update(&self, so_far: Accumulated, samples: &[data::Sample]) -> Result<StepReport> {
+    /// The gradient of the step's loss, before the factor of the update, with respect to each counted log-probability.
+    fn seed_of_backward(&self) -> f32 {
+        -self.loss_scale as f32 / self.nominal_targets as f32
+    }
+
+    /// Half a pass over the micro-batch that begins at a sample, with the layers left out that progressive layer drop draws.
+    fn pass_over<T>(&self, first_sample: u32, half: impl FnOnce(Pass<'_>) -> ops::Result<T>) -> ops::Result<T> {
+        let num_blocks = self.model.blocks.len();
+        let kept = self.pld_theta.map(|theta| Kept::draw(num_blocks, theta, self.seed, self.step, first_sample));
+        let residency = kept.as_ref().map_or(&Resident as &dyn Residency, |kept| kept);
+        let timed = self.clock.map(|clock| clock.over(residency));
+        let residency = timed.as_ref().map_or(residency, |timed| timed);
+        half(Pass { model: self.model, residency })
+    }
+
+    /// Norm, clipping and update. `samples`: the micro-batches again, to find where a loss stopped being finite. `ready` is
+    /// told the norm when the gradient is complete, before the weights change.
+    pub fn update(
+        &self,
+        so_far: Accumulated,
+        samples: &[data::Sample],
+        ready: &mut dyn FnMut(f64),
+    ) -> Result<StepReport> {
+        let start = Instant::now();
         let Accumulated { logprobs, losses, num_targets, cost } = so_far;
         let mut sum = 0.0f64;
         for logprobs in &logprobs {
@@ -138,6 +195,11 @@ impl StepContext<'_> {
             self.state.edit_gradients(self.queue, self.groups, edit.over(to_mean))?;
         }
         let norm = to_mean * grad_norm(self.queue, &self.state.store.gradients(self.queue)?)?;
+        ready(norm);
+        let norms = match self.norms {
+            true => norms::of_blocks(self.queue, self.model, self.state, to_mean)?,
+            false => Vec::new(),
+        };
         let skipped = self.check_overflow && !norm.is_finite();
         let spiked = self.loss_limit.is_some_and(|limit| loss > limit);
         if !skipped && !spiked {
@@ -151,7 +213,10 @@ impl StepContext<'_> {
             self.state.update(self.queue, self.groups, self.seed, &at)?;
         }
         let loss_scale = (self.dtype == DType::F16).then_some(self.loss_scale);
-        Ok(StepReport { loss, grad_norm: norm, num_targets, skipped, loss_scale, spiked, cost })
+        if let Some(clock) = self.clock {
+            clock.updated(start);
+        }
+        Ok(StepReport { loss, grad_norm: norm, num_targets, skipped, loss_scale, spiked, cost, norms })
     }
 
     pub(crate) fn env<'a>(&'a self, batch: &'a Batch, seed: Option<f32>) -> Env<'a> {
@@ -164,6 +229,7 @@ impl StepContext<'_> {
             head: HeadRequest::TokenLogprobs { seed, terms: self.loss_terms },
             dropout: Some((self.seed, self.step)),
             cache: None,
+            probe: self.clock.and_then(|clock| clock.probe(self.step)),
         }
     }
 }

@@ -9,6 +9,7 @@
 //! | `model_folder` | wrong model folders, and wrong words for `eval`, `score`, `generate`, `export`, `bench` |
 //! | `output` | where a run may write |
 //! | `stopping` | failures while running, signals, kills, resuming |
+//! | `watching` | what a run says of itself, and `watch` |
 //! | `results` | what commands print, and what a run leaves |
 //! | `words` | help, logs, pipes, the start |
 
@@ -21,4 +22,5 @@ mod output;
 mod results;
 mod run_file;
 mod stopping;
+mod watching;
 mod words;

@@ -44,6 +44,7 @@ impl Loaded {
             head,
             dropout: None,
             cache: None,
+            probe: None,
         }
     }
 

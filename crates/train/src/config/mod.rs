@@ -5,9 +5,10 @@
 //! | `read` | text to JSON: comments, trailing commas, keys that stand twice |
 //! | [`keys`], `table` | every key: type, range, default, fate, meaning |
 //! | `check`, `together` | the walk over a file against the table; rules between keys |
-//! | `compatible` | DeepSpeed's rules of what goes with what |
+//! | `instead` | what to use in place of keys that do not work yet |
 //! | `load` | file and command line to [`RunConfig`] |
 //! | `rules`, `scheduler` | optimizer and schedule |
+//! | `precision` | f32, bf16 or fp16 |
 //! | `encoded` | a configuration as an argument, in base64 |
 //! | `resolve` | every key with its final value and its origin |
 //! | [`mod@reference`] | the page of all keys, `docs/config.md` |
@@ -20,11 +21,12 @@
 //! Not here: what follows from the numbers ([`crate::plan`]).
 
 mod check;
-mod compatible;
 mod encoded;
 mod error;
+mod instead;
 pub mod keys;
 mod load;
+pub(crate) mod precision;
 mod read;
 pub mod reference;
 mod resolve;
@@ -37,11 +39,16 @@ pub use error::ConfigError;
 pub use load::Overrides;
 pub use resolve::{Fate, Origin, Setting};
 pub use rules::{AdamParams, GroupConfig, MuonParams, NoRule, OptimizerConfig, OptimizerRule, Rated, RatedRule};
-pub use scheduler::{SchedulerConfig, WarmupCurve};
+pub(crate) use scheduler::groups_per_item;
+pub use scheduler::{PerGroup, SchedulerConfig};
+pub(crate) use together::tensor_ranks;
 
+use crate::checkpoint::TagValidation;
 use crate::curriculum::CurriculumConfig;
+use crate::flops_profiler::FlopsProfilerConfig;
 use crate::layer_drop::LayerDropConfig;
 use crate::loss_spike::LossSpikeConfig;
+use crate::monitor::MonitorConfig;
 use crate::plan::ramp::RampConfig;
 use crate::task::LabelsConfig;
 use check::Unheeded;
@@ -69,6 +76,8 @@ pub struct RunConfig {
     pub train_micro_batch_size_per_gpu: Option<u64>,
     /// Micro-batches of one optimizer step.
     pub gradient_accumulation_steps: Option<u64>,
+    /// Whether the engine counts micro-batches to the end of a step in a program's own loop; false: every step updates.
+    pub managed_gradient_accumulation: bool,
     /// Largest global L2 norm of the gradient; 0 = off.
     pub gradient_clipping: f64,
     /// Steps between log lines; see [`RunConfig::log_every`].
@@ -89,6 +98,18 @@ pub struct RunConfig {
     pub progressive_layer_drop: LayerDropConfig,
     /// What data-parallel ranks share.
     pub zero_optimization: ZeroConfig,
+    /// Figures as TensorBoard event files.
+    pub tensorboard: MonitorConfig,
+    /// Figures as CSV files.
+    pub csv_monitor: MonitorConfig,
+    /// One step measured module by module.
+    pub flops_profiler: FlopsProfilerConfig,
+    /// Where the time of a step goes; see [`RunConfig::times_steps`].
+    pub wall_clock_breakdown: bool,
+    /// Memory by kind with every log line of a step.
+    pub memory_breakdown: bool,
+    /// Every key with its final value in the log, once.
+    pub dump_state: bool,
     /// DeepSpeed's words for how checkpoints are written.
     pub checkpoint: CheckpointConfig,
     #[serde(skip)]
@@ -133,6 +154,8 @@ pub struct RunSection {
     pub checkpoint_every: u64,
     /// Whether checkpoints are written while training goes on; see [`RunConfig::checkpoint_async`].
     pub checkpoint_async: Option<bool>,
+    /// Steps between norms of every block; 0: never.
+    pub norms_every: u64,
     /// Newest checkpoints kept; 0 = all.
     pub keep_checkpoints: usize,
     /// Steps between printed samples; 0: one at the end.
@@ -190,13 +213,13 @@ pub struct Fp16Config {
     pub loss_scale: f64,
     /// Power of 2 of the first dynamic scale.
     pub initial_scale_power: u64,
-    /// Clean steps between two growths of a dynamic scale, above 0.
-    pub loss_scale_window: u64,
-    /// Overflows until a dynamic scale falls, above 0.
-    pub hysteresis: u64,
+    /// Clean steps between two growths of a dynamic scale, above 0 where there is one.
+    pub loss_scale_window: i64,
+    /// Overflows until a dynamic scale falls, above 0 where there is one.
+    pub hysteresis: i64,
     /// Every clean step fills hysteresis again.
     pub consecutive_hysteresis: bool,
-    /// The lowest dynamic scale, above 0.
+    /// The lowest dynamic scale, above 0 where there is one.
     pub min_loss_scale: f64,
 }
 
@@ -251,6 +274,10 @@ pub struct ZeroConfig {
 /// The `checkpoint` section.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct CheckpointConfig {
+    /// What happens when ranks save one checkpoint under different tags.
+    pub tag_validation: TagValidation,
+    /// A program that loads without a tag where there is no checkpoint is told so by an error.
+    pub load_universal: bool,
     /// None: not given.
     pub writer: Option<WriterConfig>,
 }
@@ -341,6 +368,19 @@ impl RunConfig {
         }
     }
 
+    /// An error about what several keys say together, which the message names itself: it begins with the words of the
+    /// command line that said one of them, else with the file.
+    pub(crate) fn error_of(&self, paths: &[&str], message: impl std::fmt::Display) -> ConfigError {
+        let name = self.given.name.as_str();
+        let mut sources = paths.iter().map(|path| load::source(name, &self.given.origins, path));
+        ConfigError::about(sources.find(|source| *source != name).unwrap_or(name), message)
+    }
+
+    /// The format of activations and compute copies.
+    pub fn dtype(&self) -> tensor::DType {
+        precision::dtype(|section| if section == "fp16" { self.fp16.enabled } else { self.bf16.enabled })
+    }
+
     /// Refuses keys that are known and do not work yet. A plan may hold them, a run may not.
     ///
     /// # Errors
@@ -387,6 +427,11 @@ impl RunConfig {
         self.run.log_every.or(self.steps_per_print).unwrap_or(10)
     }
 
+    /// Whether the parts of every step are timed: asked for, or because the profiler needs it.
+    pub fn times_steps(&self) -> bool {
+        self.wall_clock_breakdown || self.flops_profiler.enabled
+    }
+
     /// Whether checkpoints are written while training goes on, which takes memory for a copy of the state: on unless
     /// somebody said otherwise, and of no use where the only checkpoint is that of the end.
     pub fn checkpoint_async(&self) -> bool {
@@ -399,9 +444,13 @@ impl RunConfig {
         self.run.checkpoint_async.or(writer.and_then(|writer| writer.decoupled))
     }
 
-    /// The learning rate of every step, for an optimizer whose own rate is `lr` and a run of `run_steps` steps.
+    /// The learning rate of every step, for an optimizer whose own rate is `lr` and a run of `run_steps` steps: that of the
+    /// weights outside `optimizer.groups`.
     pub fn schedule(&self, lr: f64, run_steps: u64) -> Schedule {
-        self.scheduler.as_ref().map_or(Schedule::Constant { lr }, |scheduler| scheduler.schedule(lr, run_steps))
+        let Some(scheduler) = &self.scheduler else { return Schedule::Constant { lr } };
+        let rest =
+            self.optimizer.as_ref().map_or(0, |optimizer| optimizer.groups.len() * groups_per_item(&optimizer.rule));
+        scheduler.schedule(rest, lr, run_steps)
     }
 
     /// Refuses a schedule that follows evaluations in a run that has none.

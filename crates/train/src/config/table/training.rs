@@ -1,6 +1,6 @@
 //! Batch, precision, optimizer, scheduler, checkpoints and logging.
 
-use super::{COUNT, DTYPE, Key, NOT_NEGATIVE, NOT_YET, OPEN, POSITIVE, SECTION, TEXTS, keys};
+use super::{ANY_INT, ANY_NUMBER, COUNT, DTYPE, Key, NOT_NEGATIVE, NOT_YET, OPEN, POSITIVE, SECTION, TEXTS, keys};
 use crate::config::keys::Kind::{Bool, Int, List, Names, OneOf, Quoted, Text};
 use crate::config::keys::Status::{Honoured, NoEffect, NotYet};
 
@@ -22,10 +22,10 @@ pub(super) static KEYS: &[Key] = keys! {
     "bf16.immediate_grad_update", Bool, "false", NoEffect, "gradients always add into f32 as they are made";
     "checkpoint", SECTION, "{}", Honoured, "how checkpoints are written";
     "checkpoint.checkpoint_serialization", Bool, "true", NoEffect, "PyTorch's file format";
-    "checkpoint.load_universal", Bool, "false", NoEffect, "any mesh reads our checkpoints";
+    "checkpoint.load_universal", Bool, "false", Honoured, "any mesh reads our checkpoints; true: a program's load_checkpoint fails where there is none";
     "checkpoint.parallel_write", SECTION, "{}", Honoured, "who writes";
     "checkpoint.parallel_write.pipeline_stage", Bool, "false", NoEffect, "stages write side by side";
-    "checkpoint.tag_validation", Names(&["Warn", "Ignore", "Fail"]), "\"Warn\"", NoEffect, "whether ranks compare their tags";
+    "checkpoint.tag_validation", Names(&["Warn", "Ignore", "Fail"]), "\"Warn\"", Honoured, "what happens when ranks save one checkpoint under different tags; one rank has none to compare";
     "checkpoint.use_node_local_storage", Bool, "false", NOT_YET, "each host keeps its own part";
     "checkpoint.writer", SECTION, "null", Honoured, "how files are written";
     "checkpoint.writer.data_parallel", Names(&["REPLICA", "SOCKET", "MACHINE"]), "null", NoEffect, "which ranks share the writing";
@@ -40,23 +40,23 @@ pub(super) static KEYS: &[Key] = keys! {
     "data_types.grad_accum_dtype", DTYPE, "null", NotYet { except: &["\"fp32\"", "\"float32\"", "\"float\""] }, "gradients add up in f32";
     "data_types.param_dtype", DTYPE, "null", NoEffect, "weights; it must agree with fp16.enabled and bf16.enabled";
     "dataloader_drop_last", Bool, "false", NoEffect, "samples go on into the next epoch, none is dropped";
-    "dump_state", Bool, "false", NoEffect, "prints the engine; `bessemer plan` shows it";
+    "dump_state", Bool, "false", Honoured, "prints every key with its final value before the first step";
     "fp16", SECTION, "{}", Honoured, "fp16 mixed precision with loss scaling";
     "fp16.auto_cast", Bool, "false", NoEffect, "casts inputs, which are token ids here";
     "fp16.consecutive_hysteresis", Bool, "false", Honoured, "refills hysteresis at each clean step";
     "fp16.enabled", Bool, "false", Honoured, "weights and activations in f16, masters and moments in f32";
     "fp16.fp16_master_weights_and_grads", Bool, "false", NOT_YET, "masters in fp16";
-    "fp16.hysteresis", COUNT, "2", Honoured, "overflows until the scale falls";
+    "fp16.hysteresis", ANY_INT, "2", Honoured, "overflows until the scale falls";
     "fp16.initial_scale_power", Int { min: 0, max: 126 }, "16", Honoured, "first scale, as a power of 2";
     "fp16.loss_scale", OneOf(&[NOT_NEGATIVE, Quoted(&NOT_NEGATIVE)]), "0", Honoured, "what the loss is multiplied by; 0: dynamic";
-    "fp16.loss_scale_window", COUNT, "1000", Honoured, "clean steps between two growths of the scale";
-    "fp16.min_loss_scale", NOT_NEGATIVE, "1", Honoured, "lowest scale; the run stops when a gradient overflows there";
+    "fp16.loss_scale_window", ANY_INT, "1000", Honoured, "clean steps between two growths of the scale";
+    "fp16.min_loss_scale", ANY_NUMBER, "1", Honoured, "lowest scale; the run stops when a gradient overflows there";
     "gradient_accumulation_steps", POSITIVE, "null", Honoured, "micro-batches of one optimizer step";
     "gradient_clipping", NOT_NEGATIVE, "1.0", Honoured, "largest global L2 norm of the gradient; 0 = off";
     "graph_harvesting", Bool, "false", NoEffect, "CUDA graph of the optimizer step";
     "log_level", Names(&["debug", "info", "warning", "error", "critical"]), "null", NoEffect, "level of the log";
-    "managed_gradient_accumulation", Bool, "true", NOT_YET, "false: the caller says where a step ends";
-    "memory_breakdown", Bool, "false", NoEffect, "memory in the log";
+    "managed_gradient_accumulation", Bool, "true", Honoured, "false: in a program's own loop every step() updates; train counts as ever";
+    "memory_breakdown", Bool, "false", Honoured, "memory by kind, with the log lines of steps and in metrics.jsonl";
     "optimizer", SECTION, "null", Honoured, "the update rule";
     "optimizer.groups", List(&SECTION), "[]", Honoured, "weights with settings of their own: a key of params overrides it there; the first match takes a weight";
     "optimizer.groups[].frozen", Bool, "false", Honoured, "no gradient, no state, no update";
@@ -81,5 +81,5 @@ pub(super) static KEYS: &[Key] = keys! {
     "train_batch_size", POSITIVE, "null", Honoured, "samples of one optimizer step, over all ranks";
     "train_micro_batch_size_per_gpu", POSITIVE, "null", Honoured, "samples of one forward on one rank";
     "vocabulary_size", POSITIVE, "null", NoEffect, "DeepSpeed warns when it is no multiple of 8";
-    "wall_clock_breakdown", Bool, "false", NoEffect, "timers in the log";
+    "wall_clock_breakdown", Bool, "false", Honoured, "time of data, forward, backward and step, with the log lines of steps and in metrics.jsonl";
 };
