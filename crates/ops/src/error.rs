@@ -50,6 +50,15 @@ pub enum OpError {
     /// The data are not what the model predicts: classes for a language model, tokens for a classifier.
     #[error("{0}")]
     WrongTask(String),
+    /// A block that runs on some of the tokens would leave its side tensors without the others.
+    #[error(
+        "block {block} hands on side tensors and cannot run on some of the tokens; take its layer out of \
+         data_efficiency.data_routing.random_ltd.random_ltd_layer_id"
+    )]
+    SideTensors {
+        /// Its name.
+        block: String,
+    },
     /// The sequence does not fit what the model or the cache can hold.
     #[error("{0}")]
     TooLong(String),

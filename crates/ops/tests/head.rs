@@ -53,7 +53,7 @@ fn run(queue: &Queue, terms: LossTerms, one_pass: bool, soft: Option<SoftTargets
     let logprobs = queue.read(cx.value(out)).unwrap();
     let seed = queue.upload(MemoryKind::Activations, [TOKENS], &[SEED; TOKENS]).unwrap();
     let (segment, _) = cx.finish(&[]);
-    let dx = segment.backward(&env, vec![(out, seed)], &[x]).unwrap().remove(0).unwrap();
+    let dx = segment.backward(&env, vec![(out, seed)], &[x]).unwrap().grads.remove(0).unwrap();
     let dw = store.gradient(weight).unwrap().unwrap().tensor;
     [logprobs, queue.read(&dx).unwrap(), queue.read(&dw).unwrap()]
 }

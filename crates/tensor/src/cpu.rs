@@ -15,6 +15,7 @@ mod cross_entropy;
 mod update;
 
 use cross_entropy::{cross_entropy, cross_entropy_backward};
+use rows::scatter_rows;
 use update::{adafactor, dequantize, lamb, normalize, quantize, update};
 
 /// The kernels of the CPU.
@@ -41,6 +42,7 @@ pub static CPU: Backend = Backend {
     rope,
     embedding,
     embedding_backward,
+    scatter_rows,
     residual,
     residual_backward,
     dropout,
@@ -193,6 +195,9 @@ macro_rules! float {
         }
     };
 }
+
+// After the macro that it uses.
+mod rows;
 use float;
 
 fn matmul(queue: &Queue, args: MatmulArgs<&Tensor>) -> Done {

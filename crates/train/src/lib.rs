@@ -12,6 +12,7 @@
 //! | [`task`] | next tokens, or classes of rows |
 //! | [`curriculum`] | rows that grow with the steps |
 //! | [`layer_drop`] | layers left out at random |
+//! | [`random_ltd`] | layers that run on some tokens only |
 //! | [`loss_scale`] | the scale of an fp16 run's loss |
 //! | [`loss_spike`] | the guard against batches whose loss leaps |
 //! | [`run`] | a whole run: loop, evaluation, checkpoints, samples, signals |
@@ -49,6 +50,7 @@ pub mod norms;
 mod output;
 pub mod plan;
 pub mod pretrained;
+pub mod random_ltd;
 mod resume;
 pub mod run;
 mod saving;

@@ -12,9 +12,10 @@ use crate::grad_norm::{clip_factor, grad_norm};
 use crate::layer_drop::Kept;
 use crate::norms::{self, BlockNorms};
 use crate::plan::groups::ParamGroups;
+use crate::random_ltd::{RandomLtd, Routes};
 use crate::state::{TrainState, noise_std};
 use generate::to_batch;
-use models::{Model, Pass, PassOutput, Recorded, Residency, Resident};
+use models::{Model, Pass, PassOutput, Recompute, Recorded, Residency};
 use ops::{Batch, Cost, Env, HeadRequest, Single};
 use optim::{GradientEdit, Step};
 use std::time::Instant;
@@ -40,8 +41,10 @@ pub struct StepContext<'a> {
     pub seed: u64,
     /// `train_batch_size x sequence_length`.
     pub nominal_targets: u64,
-    /// Keep only what flows between blocks.
-    pub recompute: bool,
+    /// What of the forward pass runs again in backward.
+    pub recompute: Recompute,
+    /// Layers that run on some tokens only.
+    pub random_ltd: Option<&'a RandomLtd>,
     /// How often the last layer runs, under progressive layer drop.
     pub pld_theta: Option<f64>,
     /// What the loss is multiplied by while gradients are made; 1 unless the run is in fp16.
@@ -87,6 +90,8 @@ pub struct StepReport {
     pub cost: Cost,
     /// Of every block; empty unless the step was asked for them.
     pub norms: Vec<BlockNorms>,
+    /// Of what ran again in the backward passes.
+    pub recomputed: Cost,
 }
 
 /// What has been accumulated since the last update.
@@ -97,12 +102,13 @@ pub struct Accumulated {
     losses: Vec<(usize, Tensor)>,
     num_targets: u64,
     cost: Cost,
+    recomputed: Cost,
 }
 
 /// A micro-batch between its forward and its backward.
 pub(crate) struct Forwarded {
     batch: Batch,
-    first_sample: u32,
+    routes: Routes,
     output: PassOutput,
     recorded: Recorded,
 }
@@ -131,18 +137,19 @@ impl StepContext<'_> {
         if batch.num_tokens == 0 {
             return Ok(None);
         }
-        let env = self.env(&batch, Some(self.seed_of_backward()));
-        let (output, recorded) = self.pass_over(first_sample, |pass| pass.forward_recorded(&env, self.recompute))?;
-        Ok(Some(Forwarded { batch, first_sample, output, recorded }))
+        let (env, routes) =
+            (self.env(&batch, Some(self.seed_of_backward())), self.routes(&batch, samples, first_sample)?);
+        let (output, recorded) = self.pass_over(&routes, |pass| pass.forward_recorded(&env, &self.recompute))?;
+        Ok(Some(Forwarded { batch, routes, output, recorded }))
     }
 
     /// Backward of what [`StepContext::forward`] ran: its gradients are added to those of the step.
     pub(crate) fn backward(&self, forwarded: Forwarded, so_far: &mut Accumulated) -> Result<()> {
-        let Forwarded { batch, first_sample, output, recorded } = forwarded;
+        let Forwarded { batch, routes, output, recorded } = forwarded;
         // The factor nominal / counted of the update makes this the micro-batch's share of the step's targets.
         let loss_weight = batch.num_targets as f32 / self.nominal_targets as f32 * self.loss_scale as f32;
         let env = self.env(&batch, Some(self.seed_of_backward()));
-        self.pass_over(first_sample, |pass| pass.backward(&env, recorded, loss_weight))?;
+        so_far.recomputed += self.pass_over(&routes, |pass| pass.backward(&env, recorded, loss_weight))?;
         so_far.logprobs.push(output.logprobs);
         so_far.losses.extend(output.losses.into_iter().map(|(_, loss)| (batch.num_targets, loss)));
         so_far.num_targets += batch.num_targets as u64;
@@ -155,13 +162,19 @@ impl StepContext<'_> {
         -self.loss_scale as f32 / self.nominal_targets as f32
     }
 
-    /// Half a pass over the micro-batch that begins at a sample, with the layers left out that progressive layer drop draws.
-    fn pass_over<T>(&self, first_sample: u32, half: impl FnOnce(Pass<'_>) -> ops::Result<T>) -> ops::Result<T> {
+    /// What each block of a micro-batch runs on.
+    fn routes(&self, batch: &Batch, samples: &[data::Sample], first_sample: u32) -> Result<Routes> {
         let num_blocks = self.model.blocks.len();
-        let kept = self.pld_theta.map(|theta| Kept::draw(num_blocks, theta, self.seed, self.step, first_sample));
-        let residency = kept.as_ref().map_or(&Resident as &dyn Residency, |kept| kept);
-        let timed = self.clock.map(|clock| clock.over(residency));
-        let residency = timed.as_ref().map_or(residency, |timed| timed);
+        let layers = self.pld_theta.map(|theta| Kept::draw(num_blocks, theta, self.seed, self.step, first_sample));
+        let at = (self.seed, self.step, first_sample);
+        let tokens = self.random_ltd.map(|ltd| ltd.draw(self.queue, batch, samples, num_blocks, at)).transpose()?;
+        Ok(Routes { layers, tokens: tokens.unwrap_or_default() })
+    }
+
+    /// Half a pass over a micro-batch, timed if the step is.
+    fn pass_over<T>(&self, routes: &Routes, half: impl FnOnce(Pass<'_>) -> ops::Result<T>) -> ops::Result<T> {
+        let timed = self.clock.map(|clock| clock.over(routes));
+        let residency = timed.as_ref().map_or(routes as &dyn Residency, |timed| timed);
         half(Pass { model: self.model, residency })
     }
 
@@ -174,7 +187,7 @@ impl StepContext<'_> {
         ready: &mut dyn FnMut(f64),
     ) -> Result<StepReport> {
         let start = Instant::now();
-        let Accumulated { logprobs, losses, num_targets, cost } = so_far;
+        let Accumulated { logprobs, losses, num_targets, cost, recomputed } = so_far;
         let mut sum = 0.0f64;
         for logprobs in &logprobs {
             sum += self.queue.read::<f32>(logprobs)?.into_iter().map(f64::from).sum::<f64>();
@@ -216,7 +229,7 @@ impl StepContext<'_> {
         if let Some(clock) = self.clock {
             clock.updated(start);
         }
-        Ok(StepReport { loss, grad_norm: norm, num_targets, skipped, loss_scale, spiked, cost, norms })
+        Ok(StepReport { loss, grad_norm: norm, num_targets, skipped, loss_scale, spiked, cost, recomputed, norms })
     }
 
     pub(crate) fn env<'a>(&'a self, batch: &'a Batch, seed: Option<f32>) -> Env<'a> {

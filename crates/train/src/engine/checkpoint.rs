@@ -115,6 +115,7 @@ impl Engine {
             evaluated: self.evaluated,
             set_lr: self.set_lr,
             fresh_from: self.fresh,
+            evaluation_asked: false,
             callbacks: self.callbacks.borrow().states(),
             client_state: Value::Null,
         }
@@ -168,7 +169,7 @@ impl Engine {
         if let (Some(guard), Some(state)) = (&mut self.guard, &head.loss_spike) {
             guard.restore(state.clone());
         }
-        self.callbacks.get_mut().restore(head.callbacks.clone());
+        self.callbacks.get_mut().restore(head.callbacks.clone(), head.evaluation_asked);
         if options.optimizer_states {
             if let (Some(scaler), Some(state)) = (&mut self.scaler, head.loss_scale) {
                 scaler.restore(state);

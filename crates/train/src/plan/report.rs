@@ -213,17 +213,18 @@ fn with_optimizer(config: &RunConfig) -> RunConfig {
 fn dry_step(mut engine: Engine) -> Result<(BTreeMap<&'static str, u64>, u64)> {
     let (length, rows) = (engine.plan.sequence_length, engine.plan.batch.micro_batch_size as usize);
     let sample = full_row(&engine.model, vec![0; length], vec![0; length]);
-    // The memory is that of the end of a curriculum, when rows are whole.
+    // The memory is that of the end of a curriculum, when rows are whole, and of token dropping.
     engine.plan.curriculum = None;
+    engine.plan.random_ltd = engine.plan.random_ltd.take().map(|ltd| ltd.at_its_end(engine.plan.steps));
     let report = engine.train_batch(&vec![sample; rows])?;
     drop(engine.state.show_average(&engine.queue)?);
     let ledger = engine.queue.ledger();
     let memory = MemoryKind::ALL.map(|kind| (kind.name(), ledger.peak[kind as usize] as u64));
     let snapshot_bytes = || (engine.state.checkpoint_elements(&engine.model) * size_of::<f32>()) as u64;
     let snapshot = engine.config.checkpoint_async().then(|| (SNAPSHOT, snapshot_bytes()));
-    // Backward of a product is two products; recompute runs forward once more.
-    let passes = if engine.config.run.recompute { 4 } else { 3 };
-    Ok((memory.into_iter().chain(snapshot).collect(), passes * report.cost.flops / (length * rows) as u64))
+    // Backward of a product is two products.
+    let flops = 3 * report.cost.flops + report.recomputed.flops;
+    Ok((memory.into_iter().chain(snapshot).collect(), flops / (length * rows) as u64))
 }
 
 /// What is left of a kind on each of `ranks` under ZeRO (Rajbhandari et al. 2020, section 5).
