@@ -2,7 +2,7 @@
 
 use models::{Model, Pass, Residency};
 use ops::{Batch, Env, HeadRequest, KvCache, OpError, Params, Precision, Regions, Result};
-use tensor::{DType, Queue, Tensor};
+use tensor::{DType, LossTerms, Queue, Tensor};
 
 /// Everything that a forward pass needs and that does not change from batch to batch. Never drops anything out.
 #[derive(Clone, Copy)]
@@ -28,8 +28,13 @@ pub struct Forward<'a> {
 impl Forward<'_> {
     /// The log-probability of every target of a batch, `[N]` in f32, on the host; 0 where a target is not counted.
     pub(crate) fn token_logprobs(&self, batch: &Batch) -> Result<Vec<f32>> {
-        let logprobs = self.run(batch, HeadRequest::TokenLogprobs { seed: None }, None)?;
+        let logprobs = self.run(batch, HeadRequest::TokenLogprobs { seed: None, terms: LossTerms::default() }, None)?;
         Ok(self.queue.read(&logprobs)?)
+    }
+
+    /// Every logit that the head gives, f32, row after row on the host: for a classifier `[documents, C]`.
+    pub(crate) fn logits(&self, batch: &Batch) -> Result<Vec<f32>> {
+        Ok(self.queue.read(&self.run(batch, HeadRequest::AllLogits, None)?)?)
     }
 
     /// The logits after the last token of a batch of one document that continues what `cache` holds, `[V]`, on the host.

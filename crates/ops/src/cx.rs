@@ -7,18 +7,20 @@ use crate::{
     Batch, Cost, Family, KvCache, Op, Params, Precision, RecomputedOp, Regions, Result, Saw, Segment, Site, Tape, Var,
 };
 use std::cell::Cell;
-use tensor::{DType, DropoutArgs, MemoryKind, Queue, Shape, Tensor};
+use tensor::{DType, DropoutArgs, LossTerms, MemoryKind, Queue, Shape, Tensor};
 
 /// What the head is asked for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum HeadRequest {
-    /// The log-probability of every target, f32 `[N]`.
+    /// The log-probability of every target, with `terms` added, f32 `[N]`.
     ///
     /// `seed`: the gradient of the loss with respect to every counted log-probability, when it is one constant known
     /// beforehand (mean cross-entropy): forward and backward of the head then run in one pass over the logits.
     TokenLogprobs {
         /// See above.
         seed: Option<f32>,
+        /// What training adds to cross-entropy; the default adds nothing.
+        terms: LossTerms,
     },
     /// The logits after the last token of each document, f32 [documents, V].
     LastLogits,

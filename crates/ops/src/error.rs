@@ -47,6 +47,9 @@ pub enum OpError {
         /// In the communicator's words.
         message: String,
     },
+    /// The data are not what the model predicts: classes for a language model, tokens for a classifier.
+    #[error("{0}")]
+    WrongTask(String),
     /// A block that runs on some of the tokens would leave its side tensors without the others.
     #[error(
         "block {block} hands on side tensors and cannot run on some of the tokens; take its layer out of \

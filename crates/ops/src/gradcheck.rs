@@ -137,7 +137,7 @@ where
         }
         let out = (self.op)(&mut cx, &vars, &ids)?;
         let projection = match self.case.head {
-            HeadRequest::TokenLogprobs { seed: Some(seed) } => vec![seed; cx.value(out).shape().elements()],
+            HeadRequest::TokenLogprobs { seed: Some(seed), .. } => vec![seed; cx.value(out).shape().elements()],
             _ => normal(0, "projection", cx.value(out).shape()),
         };
         then(&env, cx, &vars, out, projection, &store)

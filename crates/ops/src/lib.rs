@@ -27,6 +27,7 @@ mod layer_norm;
 mod linear;
 mod op;
 mod param;
+mod pool;
 mod precision;
 mod probe;
 mod region;

@@ -58,6 +58,10 @@ pub enum Event<'a> {
         perplexity: f64,
         /// Where the bytes of the text are known.
         bits_per_byte: Option<f64>,
+        /// Of a classifier.
+        accuracy: Option<f64>,
+        /// Of a classifier, macro average.
+        f1: Option<f64>,
     },
     /// A trial has made so many steps of so many.
     Tuning {

@@ -12,6 +12,7 @@
 //! | [`evaluation`] | the validation sets, and what follows their figures |
 //! | [`early_stop`] | a run without gain ends |
 //! | [`best`] | the best checkpoints, kept beside the newest |
+//! | [`task`] | next tokens, or classes of rows |
 //! | [`curriculum`] | rows that grow with the steps |
 //! | [`layer_drop`] | layers left out at random |
 //! | [`random_ltd`] | layers that run on some tokens only |
@@ -67,6 +68,7 @@ mod saving;
 mod state;
 pub mod step;
 pub mod system;
+pub mod task;
 pub mod training_data;
 pub mod tune;
 

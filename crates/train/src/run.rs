@@ -133,13 +133,13 @@ pub(crate) fn open(mut config: RunConfig, observer: &mut dyn Observer) -> Result
     let (source, ..) = config.for_training()?;
     let mut origin = ModelOrigin::open(&config, source)?;
     let max_positions = Some(origin.config.max_positions());
-    let (own, vocab_size) = (origin.tokenizer.clone(), origin.config.vocab_size);
+    let vocab_size = origin.config.vocab_size;
     // Batch sizes, instruction set and memory are refused before the data are read.
     let plan = RunPlan::resolve(&config, plan::sequence_length(&config, max_positions)?, 0)?;
     if vocab_size.is_some() {
         check_memory(&mut config, &mut origin, None, plan.clone(), observer)?;
     }
-    let data = TrainingData::open(&config, own.as_ref(), max_positions, vocab_size, observer)?;
+    let data = TrainingData::for_model(&config, &origin, observer)?;
     if vocab_size.is_none() {
         check_memory(&mut config, &mut origin, data.tokenizer.as_ref(), plan, observer)?;
     }

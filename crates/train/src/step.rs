@@ -20,7 +20,7 @@ use models::{Model, Pass, PassOutput, Recompute, Recorded, Residency};
 use ops::{Batch, Cost, Env, HeadRequest, Precision, Single};
 use optim::{GradientEdit, Step};
 use std::time::Instant;
-use tensor::{DType, Queue, Tensor};
+use tensor::{DType, LossTerms, Queue, Tensor};
 
 /// What a step is told.
 pub struct StepContext<'a> {
@@ -56,6 +56,8 @@ pub struct StepContext<'a> {
     pub lr: f64,
     /// In place of the optimizer's own, where the schedule moves them.
     pub betas: Option<[f64; 2]>,
+    /// What is added to cross-entropy.
+    pub loss_terms: LossTerms,
     /// Largest norm of the gradient; 0: any.
     pub gradient_clipping: f64,
     /// Penalties and clipping by value, of the mean gradient.
@@ -75,7 +77,7 @@ pub struct StepContext<'a> {
 /// What a step did.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepReport {
-    /// Mean over counted targets, before the update, with the losses that blocks declared.
+    /// Mean over counted targets, before the update, with label smoothing, z-loss and the losses that blocks declared.
     pub loss: f64,
     /// Norm of the mean gradient, with penalties and clipped by value, before clipping by norm.
     pub grad_norm: f64,
@@ -243,7 +245,7 @@ impl StepContext<'_> {
             batch,
             dtype: self.dtype,
             precision: self.precision,
-            head: HeadRequest::TokenLogprobs { seed },
+            head: HeadRequest::TokenLogprobs { seed, terms: self.loss_terms },
             dropout: Some((self.seed, self.step)),
             cache: None,
             probe: self.clock.and_then(|clock| clock.probe(self.step)),

@@ -42,6 +42,7 @@ fn row(number: u64) -> Sample {
         targets: (0..16).map(|at| if at < skipped { -100 } else { id(at + 1) as i32 }).collect(),
         positions: (0..16).collect(),
         document_starts: vec![0],
+        ..Sample::default()
     }
 }
 

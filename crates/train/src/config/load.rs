@@ -230,7 +230,11 @@ fn arguments(
     origins: &mut BTreeMap<String, Origin>,
 ) -> Result<(), ConfigError> {
     if let Some(model) = overrides.model {
+        let labels = resolve::at(root, "model.labels").cloned();
         root.insert("model".into(), json!({ "path": model }));
+        if let Some(labels) = labels {
+            root["model"]["labels"] = labels; // of the head, which no folder of a language model has
+        }
         origins.insert("model".into(), Origin::Argument);
     }
     if let Some(data) = overrides.data {

@@ -58,6 +58,7 @@ use crate::loss_spike::LossSpikeConfig;
 use crate::monitor::MonitorConfig;
 use crate::plan::ramp::RampConfig;
 use crate::precision::adaptive::AdaptiveConfig;
+use crate::task::LabelsConfig;
 use check::Unheeded;
 use data::DataConfig;
 use optim::GradientEdit;
@@ -66,6 +67,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use tensor::LossTerms;
 
 /// What the run file says, absent keys at their defaults. Keys that are checked and have no effect here are not fields.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -132,7 +134,7 @@ pub struct RunConfig {
     given: Given,
 }
 
-/// The `model` section: exactly one of its fields is given.
+/// The `model` section: exactly one of path, preset and config is given.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub struct ModelConfig {
     /// A folder in the Hugging Face layout, a checkpoint or a run's output.
@@ -141,6 +143,8 @@ pub struct ModelConfig {
     pub preset: Option<String>,
     /// A Hugging Face `config.json`, unchecked.
     pub config: Option<Map<String, Value>>,
+    /// The classes of a fresh classification head; none: the head that the model has.
+    pub labels: Option<LabelsConfig>,
 }
 
 /// The `run` section.
@@ -192,6 +196,10 @@ pub struct RunSection {
     pub l1_penalty: f64,
     /// Times each weight that may decay, added to the mean gradient.
     pub l2_penalty: f64,
+    /// See [`RunSection::loss_terms`].
+    pub label_smoothing: f64,
+    /// See [`RunSection::loss_terms`].
+    pub z_loss: f64,
     /// Eta of the normal noise on the clipped gradient; 0: none.
     pub gradient_noise: f64,
     /// The guard against loss spikes; none: there is no guard.
@@ -213,6 +221,11 @@ pub struct RunSection {
 }
 
 impl RunSection {
+    /// What training adds to cross-entropy; evaluation does not.
+    pub fn loss_terms(&self) -> LossTerms {
+        LossTerms { label_smoothing: self.label_smoothing as f32, z_loss: self.z_loss as f32 }
+    }
+
     /// What is done to every gradient before its norm is taken; none: nothing.
     pub fn gradient_edit(&self) -> Option<GradientEdit> {
         let [l1, l2] = [self.l1_penalty as f32, self.l2_penalty as f32];

@@ -30,7 +30,7 @@ use crate::precision::adaptive::Adaptive;
 use crate::run;
 use crate::step::{Accumulated, Forwarded, StepReport};
 use data::Sample;
-use generate::{Evaluation, TOKENS_PER_PASS};
+use generate::{Evaluation, TOKENS_PER_PASS, check_task};
 use std::sync::Arc;
 use tensor::Tensor;
 
@@ -251,6 +251,7 @@ impl Engine {
         };
         for sample in samples {
             self.model.check_length(sample.input_ids.len())?;
+            check_task(&self.model, sample)?;
         }
         if !self.pending.is_begun() {
             self.tell(|callback, control| callback.on_step_begin(self, control));

@@ -33,6 +33,7 @@ use crate::precision::half::Halves;
 use crate::run::{self, Outcome};
 use crate::state::TrainState;
 use crate::step::{StepContext, StepReport};
+use crate::task::nominal_targets;
 use crate::training_data::TrainingData;
 use data::Dataset;
 use generate::Evaluation;
@@ -350,13 +351,14 @@ impl Engine {
             step: self.counters.step + 1,
             applied_step: self.counters.applied_steps - self.fresh.optimizer + 1,
             seed: self.config.run.seed,
-            nominal_targets: self.plan.nominal_targets(),
+            nominal_targets: nominal_targets(&self.plan, &self.model),
             recompute: self.config.recompute(),
             random_ltd: self.plan.random_ltd.as_ref(),
             pld_theta: self.config.progressive_layer_drop.theta(self.counters.step),
             loss_scale: self.loss_scale().unwrap_or(1.0),
             lr: self.lr(),
             betas: self.plan.schedule.betas(self.counters.applied_steps - self.fresh.schedule),
+            loss_terms: self.config.run.loss_terms(),
             gradient_clipping: self.config.gradient_clipping,
             gradient_edit: self.config.run.gradient_edit(),
             gradient_noise: self.config.run.gradient_noise,

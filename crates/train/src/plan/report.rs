@@ -14,7 +14,7 @@ use crate::plan;
 use crate::precision::adaptive::Adaptive;
 use crate::precision::half::Halves;
 use crate::precision::{Formats, shown};
-use data::Sample;
+use crate::task::full_row;
 use models::Model;
 use models::weights::WeightSource;
 use ops::Family;
@@ -235,12 +235,7 @@ fn with_optimizer(config: &RunConfig) -> RunConfig {
 /// Peak bytes by kind, and FLOPs per token, of one optimizer step of full rows, and of showing averaged weights.
 fn dry_step(mut engine: Engine) -> Result<(BTreeMap<&'static str, u64>, u64)> {
     let (length, rows) = (engine.plan.sequence_length, engine.plan.batch.micro_batch_size as usize);
-    let sample = Sample {
-        input_ids: vec![0; length],
-        targets: vec![0; length],
-        positions: (0..length as u32).collect(),
-        document_starts: vec![0],
-    };
+    let sample = full_row(&engine.model, vec![0; length], vec![0; length]);
     // The memory is that of the end of a curriculum, when rows are whole, and of token dropping.
     engine.plan.curriculum = None;
     engine.adaptive.iter().for_each(Adaptive::measure);

@@ -44,6 +44,8 @@ mod tests {
             targets: (1..65).collect(),
             positions: (0..64).collect(),
             document_starts: vec![0],
+            class: None,
+            soft: None,
         };
         for _ in 0..3 {
             engine.train_batch(&vec![sample.clone(); 8]).unwrap();

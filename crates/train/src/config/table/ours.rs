@@ -45,6 +45,7 @@ pub(super) static KEYS: &[Key] = keys! {
     "data.validation[].weight", ABOVE_ZERO, "null", Honoured, "not used in evaluation";
     "model", SECTION, "null", Honoured, "what is trained: one of path, preset and config";
     "model.config", OPEN, "null", Honoured, "a Hugging Face config.json; random weights";
+    "model.labels", OneOf(&[List(&Text), Int { min: 2, max: 65_536 }]), "null", Honoured, "makes the model a classifier of rows (label or class_probs in each) with a fresh head: the names of its classes, or how many; null: the model's own head";
     "model.path", Text, "null", Honoured, "a folder in the Hugging Face layout, a checkpoint or a run's output";
     "model.preset", Text, "null", Honoured, "a known architecture; random weights";
     "run", SECTION, "{}", Honoured, "how long, where to and how often";
@@ -80,6 +81,7 @@ pub(super) static KEYS: &[Key] = keys! {
     "run.keep_checkpoints", COUNT, "3", Honoured, "newest checkpoints kept; 0 = all";
     "run.l1_penalty", NOT_NEGATIVE, "0.0", Honoured, "times the sign of each weight outside optimizer.no_decay, added to the gradient";
     "run.l2_penalty", NOT_NEGATIVE, "0.0", Honoured, "times each weight outside optimizer.no_decay, added to the gradient; unlike decoupled decay it passes through the moments";
+    "run.label_smoothing", BELOW_ONE, "0.0", Honoured, "share e of the target's probability that is spread over all V ids in training: loss = (1 - e) nll + e mean_v(-log p_v), as Transformers' label_smoothing_factor; evaluation is plain cross-entropy";
     "run.load_best_at_end", Bool, "false", Honoured, "a finished run exports the best checkpoint of keep_best rather than the last weights";
     "run.log_every", POSITIVE, "null", Honoured, "steps between log lines; null: steps_per_print, else 10";
     "run.loss_spike", SECTION, "null", Honoured, "a guard against a batch whose loss leaps; null: none";
@@ -100,4 +102,5 @@ pub(super) static KEYS: &[Key] = keys! {
     "run.steps", POSITIVE, "null", Honoured, "length in optimizer steps";
     "run.threads", Int { min: 0, max: 1024 }, "0", Honoured, "threads; 0 = all cores";
     "run.tokens", POSITIVE, "null", Honoured, "length in training tokens";
+    "run.z_loss", NOT_NEGATIVE, "0.0", Honoured, "times log(Z)^2 of each target's softmax, added to the training loss (PaLM: 1e-4); 0: none";
 };
