@@ -10,6 +10,7 @@
 use crate::checkpoint::{self, Background, Head, Job, Tag};
 use crate::engine::Engine;
 use crate::error::Result;
+use crate::evaluation::best_steps;
 use crate::event::{Event, Observer};
 use crate::metrics::MetricsFile;
 use crate::state::StateTensor;
@@ -41,8 +42,13 @@ impl Saver {
         };
         let is_async = engine.config.checkpoint_async() && (engine.config.asked_async().is_some() || fits());
         let mut background = Background::default();
-        if is_async && engine.counters.step + run.checkpoint_every < engine.plan.steps {
+        let next = engine.config.checkpoint_interval().map(|interval| engine.counters.step + interval);
+        if is_async && next.is_some_and(|next| next < engine.plan.steps) {
             background.reserve(&folder, elements)?;
+        }
+        if saved.is_some() {
+            // A process killed behind its last checkpoint has not named the best one.
+            checkpoint::mark_best(&folder, engine.followers.best().first().map(|best| best.step))?;
         }
         let saved = saved.map(|step| (step, engine.evaluated));
         Ok(Self { folder, keep: run.keep_checkpoints, is_async, saved, background })
@@ -76,7 +82,7 @@ impl Saver {
             self.background.start(job, |index, out| tensors[index].copy_to(&engine.queue, out))?;
         } else {
             let path = engine.write_checkpoint(&self.folder, &Tag::of_step(head.counters.step), &head)?;
-            checkpoint::prune(&self.folder, self.keep)?;
+            checkpoint::settle(&self.folder, self.keep, &best_steps(&head))?;
             saved(&path, engine, observer);
         }
         self.saved = Some(state);

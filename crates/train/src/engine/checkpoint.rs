@@ -114,6 +114,8 @@ impl Engine {
             loss_spike: self.guard.as_ref().map(|guard| guard.state().clone()),
             plateau: self.plateau.map(|plateau| plateau.state),
             adaptive_precision: self.adaptive.as_ref().map(Adaptive::state),
+            early_stop: self.followers.early_stop(),
+            best: self.followers.best_state(),
             evaluated: self.evaluated,
             set_lr: self.set_lr,
             fresh_from: self.fresh,
@@ -187,6 +189,7 @@ impl Engine {
             if let (Some(plateau), Some(state)) = (&mut self.plateau, head.plateau) {
                 plateau.state = state;
             }
+            self.followers.restore(head);
         } else {
             (self.set_lr, self.fresh.schedule) = (None, head.counters.applied_steps);
         }
