@@ -341,6 +341,7 @@ mod tests {
             precision: None,
             random_ltd_tokens: None,
             loss_scale: None,
+            precision: None,
             skipped: None,
             breakdown_seconds: None,
             memory_bytes: None,

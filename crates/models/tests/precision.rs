@@ -4,7 +4,7 @@ mod common;
 
 use common::Loaded;
 use ops::{Family, HeadRequest, Precision, Site};
-use tensor::{DType, Isa};
+use tensor::{DType, Isa, LossTerms};
 use testing::fixtures::Fixture;
 
 /// Some families in a 16-bit format, the others in f32.
@@ -21,7 +21,7 @@ fn loss_and_error(name: &str, precision: &dyn Precision) -> (f64, f64) {
     let loaded = Loaded::from_folder(&Fixture::folder(name), DType::F32, Isa::detect());
     let fixture = Fixture::read(name);
     let batch = loaded.batch(&fixture.rows());
-    let head = HeadRequest::TokenLogprobs { seed: Some(-1.0 / batch.num_targets as f32) };
+    let head = HeadRequest::TokenLogprobs { seed: Some(-1.0 / batch.num_targets as f32), terms: LossTerms::default() };
     let env = ops::Env { precision: Some(precision), ..loaded.env(&batch, head) };
     let pass = loaded.pass().forward_backward(&env, 0.0, &false.into()).expect("forward and backward");
     let loss = -common::sum(&loaded.queue, &pass.logprobs) / batch.num_targets as f64;
