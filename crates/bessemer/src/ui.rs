@@ -341,7 +341,6 @@ mod tests {
             precision: None,
             random_ltd_tokens: None,
             loss_scale: None,
-            precision: None,
             skipped: None,
             breakdown_seconds: None,
             memory_bytes: None,
