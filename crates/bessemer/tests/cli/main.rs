@@ -9,6 +9,7 @@
 //! | `output` | where a run may write |
 //! | `stopping` | failures while running, signals, kills, resuming |
 //! | `results` | what commands print, and what a run leaves |
+//! | `tune` | short trials that find settings |
 //! | `words` | help, logs, pipes, the start |
 
 mod common;
@@ -19,4 +20,5 @@ mod output;
 mod results;
 mod run_file;
 mod stopping;
+mod tune;
 mod words;
