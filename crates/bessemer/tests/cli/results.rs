@@ -208,6 +208,8 @@ fn plan_prints_every_key_resolved_memory_by_kind_and_work() {
         "memory_per_rank",
         "communication_per_step",
         "pipeline_bubble",
+        "mode",
+        "precision",
         "settings",
     ];
     assert_eq!(keys(&plan), want);
