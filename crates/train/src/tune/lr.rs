@@ -106,7 +106,8 @@ pub fn sweep(
             broke_at = Some(lr);
             break;
         };
-        (rates.push(lr), losses.push(loss));
+        rates.push(lr);
+        losses.push(loss);
         let note = format!("lr {lr:.2e}  loss {loss:.4}");
         observer.on(Event::Tuning { done: step + 1, total: options.steps, note: &note });
         if is_broken(&losses) {
