@@ -217,7 +217,7 @@ pub(crate) fn check(config: &RunConfig, sets: &[ValidationSet], is_classifier: b
             _ => continue,
         };
         let name = metric.name();
-        return Err(config.error_at(key, format!("{key} is \"{name}\" and {problem}; follow eval_loss")).into());
+        return Err(config.error_of(&[key], format!("{key} is \"{name}\" and {problem}; follow eval_loss")).into());
     }
     Ok(())
 }

@@ -102,13 +102,13 @@ fn memory_limits_the_micro_batch_and_too_little_is_refused() {
         let plan = place.json_of(&["plan", "r.json", "--json", "--set", &set]);
         plan["memory_per_rank"].as_object().unwrap().values().map(|bytes| bytes.as_u64().unwrap()).sum::<u64>()
     };
-    // Room for what a process has beside its tensors.
-    let limit = needs(300) + 1;
+    let limit = needs(300);
     let found = place.run(&["tune", "batch", "r.json", "--steps", "1", "--json", "--memory", &gibibytes(limit)]);
     assert_eq!(found.status, 0, "{found:?}");
     let found: Value = serde_json::from_str(&found.out).unwrap();
     let largest = found["largest_micro_batch"].as_u64().unwrap();
-    assert!((300..=301).contains(&largest), "{largest}");
+    // Buffers come in classes of size: some larger ones need no more.
+    assert!(largest >= 300, "{largest}");
     assert_eq!(found["is_limited_by_memory"], true);
     assert!(needs(largest) <= limit && needs(largest + 1) > limit);
     let refusal = place.refusal(&["tune", "batch", "r.json", "--memory", "0.0001"]);
