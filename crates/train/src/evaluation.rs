@@ -6,7 +6,7 @@
 //!    "eval_bits_per_byte"}`, the last where the bytes of the text are known; a set with a name has `"eval_set": NAME` behind
 //!    `step`, so that whoever reads `eval_loss` reads it for every set.
 //! 3. One set is followed (`run.eval_set`, else the first): its figures go to a plateau's rate, to early stopping and to
-//!    the choice of best checkpoints ([`Followers`]).
+//!    the choice of best checkpoints (`Followers`).
 //!
 //! # Invariants
 //! - An evaluation is made once a step: a checkpoint behind it says so, and a resumed run does not repeat it.
