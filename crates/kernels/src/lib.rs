@@ -38,6 +38,7 @@ pub mod residual;
 pub mod rms_norm;
 pub mod rope;
 pub mod silu_mul;
+pub mod tree_sum;
 pub mod update;
 
 mod lanes;

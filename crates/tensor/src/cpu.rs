@@ -11,8 +11,10 @@ use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::sync::{RwLockReadGuard, RwLockWriteGuard};
 
+mod sum;
 mod update;
 
+pub use sum::tree_sum;
 use update::{adafactor, dequantize, lamb, normalize, quantize, update};
 
 /// The kernels of the CPU.
