@@ -21,6 +21,11 @@ pub trait Residency {
     fn gather(&self, _model: &Model, _block: usize) -> Result<()> {
         Ok(())
     }
+    /// After gather and before a block's gradients are made: they need memory from here on. The head makes its own while it
+    /// runs forward, the other blocks backward.
+    fn before_gradients(&self, _model: &Model, _block: usize) -> Result<()> {
+        Ok(())
+    }
     /// After a block's backward: its gradients of this micro-batch are complete.
     fn reduce(&self, _model: &Model, _block: usize) -> Result<()> {
         Ok(())
@@ -125,6 +130,9 @@ impl Pass<'_> {
                 _ => Record::Through,
             };
             self.residency.gather(self.model, block)?;
+            if block == last && record != Record::Nothing {
+                self.residency.before_gradients(self.model, block)?;
+            }
             let ran = self.run_block(env, block, flow, record)?;
             self.residency.release(self.model, block)?;
             cost += ran.cost;
@@ -143,6 +151,9 @@ impl Pass<'_> {
         for block in (first_trained..=last).rev() {
             let block_held = held.pop().expect("one per block from first_trained on");
             self.residency.gather(self.model, block)?;
+            if block < last {
+                self.residency.before_gradients(self.model, block)?;
+            }
             grads = self.run_backward(env, block, block_held, grads, output_grad.take(), loss_weight)?;
             self.residency.reduce(self.model, block)?;
             self.residency.release(self.model, block)?;
