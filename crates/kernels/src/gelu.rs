@@ -2,10 +2,11 @@
 //!
 //! Source: Hendrycks & Gimpel 2016, arXiv:1606.08415. The tanh form, `x/2 (1 + tanh u)` with
 //! `u = sqrt(2/pi) (x + 0.044715 x^3)`, is computed as `x sigmoid(2u)`, which is the same function and does not cancel
-//! for negative `x`.
+//! for negative `x`, in fused operations; the exact form gives the same bits on every instruction set.
 
+use crate::fused::{Arithmetic, UNIT, multiversion_fused, sigmoid_and_rest, sigmoid_of_minus, write};
 use crate::isa::multiversion;
-use crate::math::{erf, exp, sigmoid, sigmoid_and_slope};
+use crate::math::{erf, exp};
 use crate::rows::{for_elements, rows};
 use crate::{Cpu, Element};
 
@@ -36,14 +37,26 @@ pub fn backward<T: Element>(cpu: &Cpu, kind: Gelu, x: &[T], dy: &[T], dx: &mut [
     });
 }
 
-/// `2u` and its derivative. Beyond 12 the sigmoid is 0 or 1 and its derivative 0 in f32; the clamp keeps `x^3` finite.
+/// `2 sqrt(2/pi)`: `2u = SLOPE x (1 + CUBIC x^2)`.
+const SLOPE: f32 = 1.595_769_1;
+const CUBIC: f32 = 0.044_715;
+
+/// `gelu(x)`; `-2u` to base 2 goes into the sigmoid.
 #[inline(always)]
-fn two_u(x: f32) -> (f32, f32) {
-    const TWO_SQRT_2_OVER_PI: f32 = 1.595_769;
-    const CUBIC: f32 = 0.044_715;
+fn tanh_form<F: Arithmetic>(x: f32) -> f32 {
+    const LINEAR: f32 = -SLOPE * std::f32::consts::LOG2_E;
+    x * sigmoid_of_minus::<F>(x * F::multiply_add(LINEAR * CUBIC, x * x, LINEAR))
+}
+
+/// `gelu'(x) = s + x s (1 - s) 2u'`. Beyond 12 it is 0 or 1 in f32; the clamp keeps `x^3` finite.
+#[inline(always)]
+fn tanh_form_slope<F: Arithmetic>(x: f32) -> f32 {
+    const LINEAR: f32 = -SLOPE * std::f32::consts::LOG2_E;
     let x = x.clamp(-12.0, 12.0);
-    let z = CUBIC * x * x;
-    (TWO_SQRT_2_OVER_PI * x * (1.0 + z), TWO_SQRT_2_OVER_PI * (1.0 + 3.0 * z))
+    let square = x * x;
+    let (s, rest) = sigmoid_and_rest::<F>(x * F::multiply_add(LINEAR * CUBIC, square, LINEAR));
+    let two_u_slope = F::multiply_add(3.0 * SLOPE * CUBIC, square, SLOPE);
+    F::multiply_add(x * two_u_slope * rest, s, s)
 }
 
 /// `Phi(x)`
@@ -52,23 +65,36 @@ fn normal_cdf(x: f32) -> f32 {
     0.5 + 0.5 * erf(x * std::f32::consts::FRAC_1_SQRT_2)
 }
 
-multiversion! {
-    fn forward_tanh<T: Element>(x: &[T], y: &mut [T]) {
-        for (y, x) in y.iter_mut().zip(x) {
-            let x = x.to_f32();
-            *y = T::from_f32(x * sigmoid(two_u(x).0));
-        }
+multiversion_fused! {
+    fn forward_tanh<T: Element> = forward_tanh_body(x: &[T], y: &mut [T])
+}
+
+#[inline(always)]
+fn forward_tanh_body<F: Arithmetic, T: Element>(x: &[T], y: &mut [T]) {
+    let ((x_units, x_rest), (y_units, y_rest)) = (x.as_chunks::<UNIT>(), y.as_chunks_mut::<UNIT>());
+    for (y, x) in y_units.iter_mut().zip(x_units) {
+        write::<F, T>(&x.map(|x| tanh_form::<F>(x.to_f32())), y);
+    }
+    for (y, x) in y_rest.iter_mut().zip(x_rest) {
+        *y = T::from_f32(tanh_form::<F>(x.to_f32()));
     }
 }
 
-multiversion! {
-    fn backward_tanh<T: Element>(x: &[T], dy: &[T], dx: &mut [T]) {
-        for ((dx, x), dy) in dx.iter_mut().zip(x).zip(dy) {
-            let x = x.to_f32();
-            let (v, v_slope) = two_u(x);
-            let (s, s_slope) = sigmoid_and_slope(v);
-            *dx = T::from_f32(dy.to_f32() * (s + x * s_slope * v_slope));
-        }
+multiversion_fused! {
+    fn backward_tanh<T: Element> = backward_tanh_body(x: &[T], dy: &[T], dx: &mut [T])
+}
+
+#[inline(always)]
+fn backward_tanh_body<F: Arithmetic, T: Element>(x: &[T], dy: &[T], dx: &mut [T]) {
+    let (x_units, x_rest) = x.as_chunks::<UNIT>();
+    let (dy_units, dy_rest) = dy.as_chunks::<UNIT>();
+    let (dx_units, dx_rest) = dx.as_chunks_mut::<UNIT>();
+    let element = |x: T, dy: T| dy.to_f32() * tanh_form_slope::<F>(x.to_f32());
+    for ((dx, x), dy) in dx_units.iter_mut().zip(x_units).zip(dy_units) {
+        write::<F, T>(&std::array::from_fn(|lane| element(x[lane], dy[lane])), dx);
+    }
+    for ((dx, x), dy) in dx_rest.iter_mut().zip(x_rest).zip(dy_rest) {
+        *dx = T::from_f32(element(*x, *dy));
     }
 }
 
@@ -95,8 +121,8 @@ multiversion! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bf16;
     use crate::testing::*;
+    use crate::{Isa, bf16};
 
     const KINDS: [Gelu; 2] = [Gelu::Tanh, Gelu::Erf];
 
@@ -120,9 +146,9 @@ mod tests {
         round(&values(1, len).iter().map(|v| 4.0 * v).collect::<Vec<_>>())
     }
 
-    fn agrees_with_f64<T: Element>(kind: Gelu) {
+    fn agrees_with_f64<T: Element>(isa: Isa, kind: Gelu) {
         let (x, dy) = (wide::<T>(1001), elements::<T>(2, 1001));
-        let (y, dx) = run(&Cpu::single(), kind, &x, &dy);
+        let (y, dx) = run(&Cpu::new(1, false, isa), kind, &x, &dy);
         let (x, dy) = (to_f64(&x), to_f64(&dy));
         assert_close("y", &y, &x.iter().map(|&x| reference(kind, x)).collect::<Vec<_>>(), 5e-7);
         let slope = |x: f64| (reference(kind, x + 1e-5) - reference(kind, x - 1e-5)) / 2e-5;
@@ -131,9 +157,11 @@ mod tests {
 
     #[test]
     fn forward_and_backward_agree_with_f64_and_its_finite_differences() {
-        for kind in KINDS {
-            agrees_with_f64::<f32>(kind);
-            agrees_with_f64::<bf16>(kind);
+        for isa in Isa::all() {
+            for kind in KINDS {
+                agrees_with_f64::<f32>(isa, kind);
+                agrees_with_f64::<bf16>(isa, kind);
+            }
         }
     }
 
@@ -151,11 +179,11 @@ mod tests {
     }
 
     #[test]
-    fn every_instruction_set_and_thread_count_gives_the_same_bits() {
+    fn any_number_of_threads_gives_the_same_bits() {
         for len in (1..40).chain([50_001]) {
             for kind in KINDS {
                 let (x, dy) = (wide::<f32>(len), elements::<f32>(2, len));
-                assert_same_bits(|cpu| {
+                assert_same_bits_on_each(|cpu| {
                     let (y, dx) = run(cpu, kind, &x, &dy);
                     [y, dx].concat()
                 });

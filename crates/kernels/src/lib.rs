@@ -41,6 +41,7 @@ pub mod silu_mul;
 pub mod tree_sum;
 pub mod update;
 
+mod fused;
 mod lanes;
 mod rows;
 #[cfg(test)]

@@ -92,22 +92,6 @@ pub fn erf(x: f32) -> f32 {
     if x.abs() < 1.0 { near } else { far.copysign(x) }
 }
 
-/// `1 / (1 + e^-x)`: relative error below 3e-7 while the result is normal; no overflow on either side.
-#[inline(always)]
-pub fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + exp(-x))
-}
-
-/// [`sigmoid`] and its derivative, each with a relative error below 4e-7: `s (1 - s)` would lose the derivative where
-/// `s` is close to 1.
-#[inline(always)]
-pub fn sigmoid_and_slope(x: f32) -> (f32, f32) {
-    let e = exp(-x.abs());
-    let larger = 1.0 / (1.0 + e);
-    let smaller = e * larger;
-    (if x < 0.0 { smaller } else { larger }, smaller * larger)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -173,23 +157,5 @@ mod tests {
         assert!(ulp <= 2.0, "{ulp} ulp at {x:e}");
         assert_eq!((erf(f32::INFINITY), erf(-4.0)), (1.0, -1.0));
         assert!(erf(f32::NAN).is_nan());
-    }
-
-    #[test]
-    fn sigmoid_and_its_slope_keep_their_relative_error_where_they_are_small() {
-        for i in -870..=870 {
-            let x = i as f32 * 0.1;
-            let e = (-f64::from(x)).exp();
-            let (want, want_slope) = (1.0 / (1.0 + e), e / (1.0 + e).powi(2));
-            let relative = |got: f32, want: f64| (f64::from(got) / want - 1.0).abs();
-            let (s, slope) = sigmoid_and_slope(x);
-            assert!(relative(sigmoid(x), want) <= 3e-7, "{x}: {}", sigmoid(x));
-            assert!(relative(s, want) <= 3e-7, "{x}: {s}");
-            assert!(relative(slope, want_slope) <= 4e-7, "{x}: slope {slope}");
-        }
-        for (x, want) in [(f32::NEG_INFINITY, 0.0), (f32::INFINITY, 1.0)] {
-            assert_eq!((sigmoid(x), sigmoid_and_slope(x)), (want, (want, 0.0)));
-        }
-        assert!(sigmoid(f32::NAN).is_nan() && sigmoid_and_slope(f32::NAN).0.is_nan());
     }
 }

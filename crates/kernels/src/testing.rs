@@ -50,12 +50,21 @@ pub(crate) fn assert_close<T: Element>(what: &str, got: &[T], want: &[f64], boun
 /// two and three threads.
 pub(crate) fn assert_same_bits<T: Element>(run: impl Fn(&Cpu) -> Vec<T>) {
     let want = run(&Cpu::new(1, false, Isa::PORTABLE));
+    Isa::all().into_iter().for_each(|isa| assert_bits(isa, &want, &run));
+}
+
+/// The bits of what `run` returns are on every instruction set those of one thread on it.
+pub(crate) fn assert_same_bits_on_each<T: Element>(run: impl Fn(&Cpu) -> Vec<T>) {
     for isa in Isa::all() {
-        for threads in 1..=3 {
-            let got = run(&Cpu::new(threads, false, isa));
-            let equal = bytemuck::cast_slice::<T, u8>(&got) == bytemuck::cast_slice::<T, u8>(&want);
-            assert!(equal, "{isa}, {threads} threads: other bits than the portable body on one thread");
-        }
+        assert_bits(isa, &run(&Cpu::new(1, false, isa)), &run);
+    }
+}
+
+fn assert_bits<T: Element>(isa: Isa, want: &[T], run: impl Fn(&Cpu) -> Vec<T>) {
+    for threads in 1..=3 {
+        let got = run(&Cpu::new(threads, false, isa));
+        let equal = bytemuck::cast_slice::<T, u8>(&got) == bytemuck::cast_slice::<T, u8>(want);
+        assert!(equal, "{isa}, {threads} threads: other bits");
     }
 }
 

@@ -9,11 +9,12 @@ use super::forward::{Inputs, Output};
 use super::geometry::visible_keys;
 use super::product::UNIT;
 use super::scratch::with_scratch;
-use super::softmax::{LOWEST, MASKED, Scores, Separate, exp2};
+use super::softmax::{LOWEST, MASKED, Scores};
 use super::tile::dot;
 use super::work::Work;
 use super::{BLOCK, Rows};
 use crate::Element;
+use crate::fused::{Separate, exp2};
 use crate::isa::multiversion;
 use crate::lanes::tree;
 

@@ -4,10 +4,9 @@
 //! adjacent words. A word is one f32, or two bf16 that are neighbours along `k` ([`Format`]); `C` is always f32.
 //! Blocks are padded with zeros to whole units and to [`UNIT`] rows: there are no remainders.
 
-use crate::{Element, Isa};
-
 /// Adjacent lanes of `B` and `C` that are always handled together; rows of `A` and `C` are a multiple of it too.
-pub(super) const UNIT: usize = 16;
+pub(super) use crate::fused::UNIT;
+use crate::{Element, Isa};
 
 /// What one 32-bit word of `A` and `B` holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

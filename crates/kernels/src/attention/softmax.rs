@@ -7,8 +7,8 @@
 use super::BLOCK;
 use super::dropout::BlockDropout;
 use super::geometry::Block;
-use super::product::{Format, UNIT};
-use crate::Isa;
+use super::product::Format;
+use crate::fused::{Arithmetic, UNIT, exp2, multiversion_fused};
 use crate::isa::multiversion;
 
 /// `x` of a pair that is not visible: finite, so that a difference of two is not NaN, and far below [`LOWEST`].
@@ -16,140 +16,6 @@ pub(super) const MASKED: f32 = f32::MIN;
 
 /// What a running maximum starts from: no visible `x` is lower in earnest.
 pub(super) const LOWEST: f32 = -1e30;
-
-/// The arithmetic in which instruction sets differ.
-pub(super) trait Arithmetic {
-    /// `a b + c`: fused where the instruction set has it; elsewhere that would be a slow call.
-    fn multiply_add(a: f32, b: f32, c: f32) -> f32;
-
-    /// Words of two bf16, `low` and `high`, each rounded to nearest, ties to even. Infinities stay; so do the NaNs that
-    /// arithmetic makes, whose low bits are zero.
-    #[inline(always)]
-    fn pairs(low: &[f32; UNIT], high: &[f32; UNIT]) -> [u32; UNIT] {
-        std::array::from_fn(|lane| bf16_pair(low[lane], high[lane]))
-    }
-
-    /// The same of neighbours.
-    #[inline(always)]
-    fn neighbours(values: &[f32; UNIT]) -> [u32; UNIT / 2] {
-        let mut pairs = [0; UNIT / 2];
-        for (pair, [low, high]) in pairs.iter_mut().zip(values.as_chunks::<2>().0) {
-            *pair = bf16_pair(*low, *high);
-        }
-        pairs
-    }
-}
-
-/// For bodies compiled with FMA.
-struct Fused;
-
-/// For bodies compiled with FMA and AVX-512 BF16, which rounds in one instruction and takes subnormal numbers as zero.
-#[cfg(target_arch = "x86_64")]
-struct FusedBf16;
-
-/// For every machine.
-pub(super) struct Separate;
-
-impl Arithmetic for Fused {
-    #[inline(always)]
-    fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
-        a.mul_add(b, c)
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-impl Arithmetic for FusedBf16 {
-    #[inline(always)]
-    fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
-        a.mul_add(b, c)
-    }
-
-    #[inline(always)]
-    fn pairs(low: &[f32; UNIT], high: &[f32; UNIT]) -> [u32; UNIT] {
-        use std::arch::x86_64::*;
-        // SAFETY: only bodies compiled for AVX-512 BF16 name this type; the arrays are vectors.
-        unsafe {
-            let bits = |values: &[f32; UNIT]| {
-                let halves = _mm512_cvtneps_pbh(_mm512_loadu_ps(values.as_ptr()));
-                _mm512_cvtepu16_epi32(std::mem::transmute::<__m256bh, __m256i>(halves))
-            };
-            let words = _mm512_or_si512(bits(low), _mm512_slli_epi32::<16>(bits(high)));
-            std::mem::transmute::<__m512i, [u32; UNIT]>(words)
-        }
-    }
-
-    #[inline(always)]
-    fn neighbours(values: &[f32; UNIT]) -> [u32; UNIT / 2] {
-        use std::arch::x86_64::*;
-        // SAFETY: only bodies compiled for AVX-512 BF16 name this type; the array is a vector.
-        unsafe {
-            let halves = _mm512_cvtneps_pbh(_mm512_loadu_ps(values.as_ptr()));
-            std::mem::transmute::<__m256bh, [u32; UNIT / 2]>(halves)
-        }
-    }
-}
-
-impl Arithmetic for Separate {
-    #[inline(always)]
-    fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
-        a * b + c
-    }
-}
-
-/// Compiles `$body::<impl Arithmetic>` for every instruction set; the function made takes an [`Isa`] first.
-macro_rules! multiversion_fused {
-    ($(#[$meta:meta])* fn $name:ident = $body:ident($($arg:ident: $ty:ty),* $(,)?)) => {
-        $(#[$meta])*
-        #[allow(clippy::too_many_arguments, reason = "one argument more than the body's own")]
-        pub(super) fn $name(isa: Isa, $($arg: $ty),*) {
-            #[cfg(target_arch = "x86_64")]
-            {
-                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-                #[allow(clippy::too_many_arguments, reason = "the body's own arguments")]
-                fn avx512($($arg: $ty),*) { $body::<Fused>($($arg),*) }
-                #[target_feature(enable = "avx2,fma")]
-                #[allow(clippy::too_many_arguments, reason = "the body's own arguments")]
-                fn avx2($($arg: $ty),*) { $body::<Fused>($($arg),*) }
-                #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-                #[allow(clippy::too_many_arguments, reason = "the body's own arguments")]
-                fn avx512_bf16($($arg: $ty),*) { $body::<FusedBf16>($($arg),*) }
-                if isa.has_avx512_bf16() {
-                    // SAFETY: an `Isa` with AVX-512 BF16 is only made on a machine that has it.
-                    return unsafe { avx512_bf16($($arg),*) };
-                } else if isa.has_avx512() {
-                    // SAFETY: an `Isa` with AVX-512 is only made on a machine that has it.
-                    return unsafe { avx512($($arg),*) };
-                } else if isa.has_avx2() {
-                    // SAFETY: an `Isa` with AVX2 and FMA is only made on a machine that has them.
-                    return unsafe { avx2($($arg),*) };
-                }
-            }
-            let _ = isa;
-            $body::<Separate>($($arg),*)
-        }
-    };
-}
-
-/// `2^x` for x up to 127, relative error 2e-7; exactly 1 at 0, exactly 0 from -127 down, NaN stays NaN.
-///
-/// Softmax is taken to base 2 because this needs half of the operations of [`crate::math::exp`], and never makes a
-/// subnormal number (each costs a hundred cycles on some machines, and every masked score would be one).
-/// The polynomial interpolates `(2^r - 1) / r` in the Chebyshev nodes of `[-1/2, 1/2]`.
-#[inline(always)]
-pub(super) fn exp2<F: Arithmetic>(x: f32) -> f32 {
-    /// 1.5 * 2^23: adding it rounds to the nearest integer, which the low mantissa bits then hold.
-    const ROUND: f32 = 12_582_912.0;
-    let x = if x < -127.0 { -127.0 } else { x };
-    let shifted = x + ROUND;
-    let r = x - (shifted - ROUND);
-    let p = F::multiply_add(r, 0.000_154_531_63, 0.001_339_086_3);
-    let p = F::multiply_add(r, p, 0.009_618_083);
-    let p = F::multiply_add(r, p, 0.055_503_57);
-    let p = F::multiply_add(r, p, 0.240_226_5);
-    let p = F::multiply_add(r, p, std::f32::consts::LN_2);
-    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3f80_0000));
-    F::multiply_add(r, p, 1.0) * power
-}
 
 /// How a product `q k` becomes a score.
 #[derive(Clone, Copy)]
@@ -205,13 +71,6 @@ fn read(values: &[f32], query: usize) -> [f32; UNIT] {
     *values[query..].first_chunk().expect("blocks have whole units")
 }
 
-/// [`Arithmetic::pairs`] of one pair.
-#[inline(always)]
-fn bf16_pair(low: f32, high: f32) -> u32 {
-    let rounded = |x: f32| x.to_bits().wrapping_add(0x7fff + (x.to_bits() >> 16 & 1));
-    rounded(low) >> 16 | rounded(high) & 0xffff_0000
-}
-
 /// Rounds rows of a block to bf16 and puts rows `2 i` and `2 i + 1` in the words of row `i`.
 #[inline(always)]
 fn pair_rows<F: Arithmetic>(block: &mut [f32], words: &mut [u32], keys: std::ops::Range<usize>, query: usize) {
@@ -240,7 +99,7 @@ pub(super) struct Running<'a> {
 multiversion_fused! {
     /// Turns products `[key][query]` into probabilities relative to the running maximum, which it moves. Units in which
     /// nothing is visible are left alone. `words`: the probabilities with neighbouring keys in a word, if pairs are asked.
-    fn softmax_block = softmax_block_body(
+    pub(super) fn softmax_block = softmax_block_body(
         scores: &mut [f32], words: &mut [u32], block: &Block, how: Scores, dropout: Option<BlockDropout>,
         format: Format, running: &mut Running<'_>,
     )
@@ -330,7 +189,7 @@ pub(super) struct GradientWords<'a> {
 multiversion_fused! {
     /// Turns products `[key][query]` into probabilities (after dropout), and the gradient of probabilities
     /// `dp` `[key][query]` into that of the products: `ds = p (dp - delta)` times the derivative of the score.
-    fn gradient_block = gradient_block_body(
+    pub(super) fn gradient_block = gradient_block_body(
         scores: &mut [f32], dp: &mut [f32], block: &Block, how: Scores, dropout: Option<BlockDropout>,
         format: Format, saved: &Saved<'_>, words: &mut GradientWords<'_>,
     )

@@ -1,6 +1,5 @@
 //! Attention against plain loops in f64 that hold the whole matrix of probabilities.
 
-use super::softmax::{Separate, exp2};
 use super::*;
 use crate::philox::philox4x32;
 use crate::testing::{assert_close, dot, elements, gradient, round, to_f64};
@@ -420,18 +419,6 @@ fn any_number_of_threads_gives_the_same_bits() {
     assert_same_bits_on_any_threads::<f32>(&spec);
     assert_same_bits_on_any_threads::<bf16>(&spec);
     assert_same_bits_on_any_threads::<f16>(&AttentionSpec { dropout: None, ..spec });
-}
-
-#[test]
-fn exp2_is_right_to_2e_7_and_exact_where_softmax_needs_it() {
-    for i in -126_000..127_000 {
-        let x = i as f32 * 1e-3;
-        let error = (f64::from(exp2::<Separate>(x)) / f64::from(x).exp2() - 1.0).abs();
-        assert!(error <= 2e-7, "{x}: {error}");
-    }
-    let exact = [0.0, -127.0, f32::MIN, f32::NEG_INFINITY].map(exp2::<Separate>);
-    assert_eq!(exact, [1.0, 0.0, 0.0, 0.0]);
-    assert!(exp2::<Separate>(f32::NAN).is_nan());
 }
 
 #[test]

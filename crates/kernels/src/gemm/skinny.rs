@@ -4,7 +4,7 @@
 //! line at a time: a core that reads four lines side by side gets 13 GB/s of the 34 that it gets from one stream.
 //! The bits differ from those of [`super::block`], but not with the number of threads.
 
-use super::micro::{Kernel, Simd, prefetch};
+use super::micro::{Kernel, Simd};
 use super::{GemmArgs, GemmInput};
 use crate::Cpu;
 use crate::element::Element;
@@ -14,9 +14,6 @@ pub(super) const MAX_ROWS: usize = 8;
 
 /// Bytes of weights in a task: some microseconds of streaming.
 const TASK_BYTES: usize = 64 << 10;
-
-/// Bytes by which reading runs ahead of multiplying.
-const AHEAD_BYTES: usize = 4096;
 
 /// Below this many multiply-adds the product is done before another thread would wake.
 pub(super) const SERIAL_WORK: usize = 1 << 16;
@@ -105,7 +102,6 @@ unsafe fn by_rows<S: Simd, T: Element, C: Element, const R: usize, const U: usiz
                 // SAFETY: rows, lines and `k` are clamped to those that exist; the caller lets us read them.
                 unsafe {
                     let src = job.w.add(line * job.w_stride + k);
-                    prefetch(src.wrapping_add(AHEAD_BYTES / size_of::<T>()));
                     let w = s.along_k(src, job.k - k);
                     for (i, acc) in acc.iter_mut().enumerate() {
                         let x = s.along_k(job.x.add(i.min(job.rows - 1) * job.x_stride + k), job.k - k);

@@ -23,8 +23,10 @@ use std::cell::Cell;
 const STREAM_BYTES: usize = 128 << 10;
 /// Tasks at most that one product is streamed in: each leaves sums to be added.
 const MAX_STREAMS: usize = 8;
-/// Bytes by which streaming runs ahead of multiplying.
-const AHEAD_BYTES: usize = 8192;
+/// Vectors of the weight that are read side by side. The processor then sees as many streams of one stride and fetches far
+/// ahead by itself, into the second cache. Asking by hand for lines in the nearest one, whose misses in flight are few, halves
+/// that: 14 GB/s a core of Zen 4 where this reads 33.
+const UNROLL: usize = 8;
 
 /// Vectors of sums in registers: rows of x times vectors of columns.
 const SUMS: usize = 8;
@@ -94,7 +96,7 @@ fn stream_rows<T: GemmInput, C: Element>(cpu: &Cpu, kernel: &Kernel<T, C>, args:
 #[inline(always)]
 pub(super) unsafe fn stream<S: Simd, T: Element>(s: S, job: &Stream<T>, sums: &mut [f32]) {
     sums.fill(0.0);
-    let whole = sums.len() - sums.len() % S::LANES;
+    let whole = sums.len() - sums.len() % (UNROLL * S::LANES);
     for row in 0..job.rows {
         // SAFETY: row and columns exist; the caller lets us read them.
         unsafe {
@@ -105,12 +107,13 @@ pub(super) unsafe fn stream<S: Simd, T: Element>(s: S, job: &Stream<T>, sums: &m
                 let sum = sums[col..].as_mut_ptr();
                 s.write(sum, len, s.mul_add_f32(x, s.read(line.add(col), len), s.read(sum, len)));
             };
-            for col in (0..whole).step_by(S::LANES) {
-                prefetch(line.wrapping_add(col + AHEAD_BYTES / size_of::<T>()));
-                add(col, S::LANES, sums);
+            for first in (0..whole).step_by(UNROLL * S::LANES) {
+                for vector in 0..UNROLL {
+                    add(first + vector * S::LANES, S::LANES, sums);
+                }
             }
-            if whole < sums.len() {
-                add(whole, sums.len() - whole, sums);
+            for col in (whole..sums.len()).step_by(S::LANES) {
+                add(col, S::LANES.min(sums.len() - col), sums);
             }
         }
     }
