@@ -125,6 +125,11 @@ impl Partition {
         self.params[id.index()].is_trained
     }
 
+    /// Blocks of the model.
+    pub fn num_blocks(&self) -> usize {
+        self.homes.len()
+    }
+
     /// The weights that a block is home to, frozen ones too, tables not.
     pub fn at_home(&self, block: usize) -> &[ParamId] {
         &self.homes[block]

@@ -16,12 +16,14 @@ use crate::run::{self, Outcome};
 use crate::state::{StateTensor, TrainState};
 use crate::step::{Accumulated, StepContext, StepReport};
 use crate::training_data::TrainingData;
+use comm::{Comm, Limits, local};
 use data::{Dataset, Sample};
 use generate::Evaluation;
 use models::Model;
 use models::weights::WeightSource;
 use optim::Optimizer;
 use optim::schedule::Plateau;
+use parallel::{Order, Partition, Stage, Zero};
 use std::sync::Arc;
 use tensor::{Queue, cpu};
 
@@ -33,6 +35,8 @@ pub struct Engine {
     pub(crate) model: Model,
     pub(crate) state: TrainState,
     pub(crate) groups: ParamGroups,
+    /// This rank among those that train the model together; alone unless [`crate::ranks`] runs it.
+    pub(crate) zero: Zero,
     pub(crate) counters: Counters,
     /// Of an fp16 run.
     pub(crate) scaler: Option<LossScaler>,
@@ -49,7 +53,10 @@ pub struct Engine {
 #[derive(Default)]
 struct Pending {
     accumulated: Accumulated,
+    /// Of this rank.
     samples: Vec<Sample>,
+    /// Of all ranks.
+    count: u64,
 }
 
 impl Engine {
@@ -67,7 +74,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::new`], or the weights cannot be read.
     pub fn with_weights(model: Model, config: RunConfig, source: &WeightSource) -> Result<Self> {
-        Self::on_cpu(model, config, source, None)
+        Self::on_cpu(model, config, source, None, None)
     }
 
     /// A model with weights from `source` and an update rule of the caller's own. The configuration's type is `custom`; its
@@ -81,14 +88,26 @@ impl Engine {
         source: &WeightSource,
         optimizer: Arc<dyn Optimizer>,
     ) -> Result<Self> {
-        Self::on_cpu(model, config, source, Some(optimizer))
+        Self::on_cpu(model, config, source, Some(optimizer), None)
     }
 
-    fn on_cpu(model: Model, config: RunConfig, source: &WeightSource, own: Option<Arc<dyn Optimizer>>) -> Result<Self> {
+    /// One of the ranks that train a model together.
+    pub(crate) fn on_rank(model: Model, config: RunConfig, source: &WeightSource, comm: Comm) -> Result<Self> {
+        Self::on_cpu(model, config, source, None, Some(comm))
+    }
+
+    fn on_cpu(
+        model: Model,
+        config: RunConfig,
+        source: &WeightSource,
+        own: Option<Arc<dyn Optimizer>>,
+        comm: Option<Comm>,
+    ) -> Result<Self> {
         let sequence_length = plan::sequence_length(&config, model.max_positions)?;
         let plan = RunPlan::resolve(&config, sequence_length, 0)?;
-        let queue = cpu::queue(plan.threads, plan.threads <= crate::system::num_cores(), plan.isa);
-        Self::on_queue(model, config, source, plan, queue, own)
+        let all_threads = plan.threads * comm.as_ref().map_or(1, Comm::size);
+        let queue = cpu::queue(plan.threads, all_threads <= crate::system::num_cores(), plan.isa);
+        Self::with_ranks(model, config, source, plan, queue, own, comm)
     }
 
     /// The same on a device of the caller's choice.
@@ -100,13 +119,40 @@ impl Engine {
         queue: Queue,
         own: Option<Arc<dyn Optimizer>>,
     ) -> Result<Self> {
+        Self::with_ranks(model, config, source, plan, queue, own, None)
+    }
+
+    fn with_ranks(
+        model: Model,
+        config: RunConfig,
+        source: &WeightSource,
+        plan: RunPlan,
+        queue: Queue,
+        own: Option<Arc<dyn Optimizer>>,
+        comm: Option<Comm>,
+    ) -> Result<Self> {
         let groups = ParamGroups::resolve(&config, &model, own)?;
-        let state = TrainState::new(&model, source, &queue, plan.dtype, &groups, config.run.ema_decay)?;
+        let zero = share(&config, &model, &groups, comm);
+        let state = TrainState::new(&model, source, &queue, plan.dtype, &groups, config.run.ema_decay, &zero)?;
         let (counters, pending) = Default::default();
         let scaler = config.fp16.enabled.then(|| LossScaler::new(config.fp16));
         let (guard, plateau) = (config.run.loss_spike.map(SpikeGuard::new), config.plateau());
         let evaluated = None;
-        Ok(Self { config, plan, queue, model, state, groups, counters, scaler, guard, plateau, evaluated, pending })
+        Ok(Self {
+            config,
+            plan,
+            queue,
+            model,
+            state,
+            groups,
+            zero,
+            counters,
+            scaler,
+            guard,
+            plateau,
+            evaluated,
+            pending,
+        })
     }
 
     /// The model.
@@ -159,14 +205,20 @@ impl Engine {
         Ok(())
     }
 
-    /// One optimizer step over `train_batch_size` samples.
+    /// One optimizer step over `train_batch_size` samples. Of several ranks each is given all of them, and takes its own.
     ///
     /// # Errors
     /// The loss is not finite, or the device failed.
     pub fn train_batch(&mut self, samples: &[Sample]) -> Result<StepReport> {
-        for micro_batch in samples.chunks(self.plan.batch.micro_batch_size as usize) {
-            self.micro_batch(micro_batch)?;
+        let micro = self.plan.batch.micro_batch_size as usize;
+        let (rank, ranks) = (self.zero.comm().index(), self.zero.comm().size());
+        let rounds = samples.len().div_ceil(micro * ranks);
+        for round in 0..rounds {
+            let first = ((round * ranks + rank) * micro).min(samples.len());
+            let own = &samples[first..(first + micro).min(samples.len())];
+            self.run_micro_batch(own, first as u32, round + 1 == rounds)?;
         }
+        self.pending.count = samples.len() as u64;
         self.step()
     }
 
@@ -176,6 +228,13 @@ impl Engine {
     /// # Errors
     /// A row is longer than the model's positions, or the device failed.
     pub fn micro_batch(&mut self, samples: &[Sample]) -> Result<()> {
+        let first_sample = self.pending.count as u32;
+        self.run_micro_batch(samples, first_sample, true)?;
+        self.pending.count += samples.len() as u64;
+        Ok(())
+    }
+
+    fn run_micro_batch(&mut self, samples: &[Sample], first_sample: u32, is_last: bool) -> Result<()> {
         let shortened: Vec<Sample>;
         let samples = match self.curriculum_length() {
             None => samples,
@@ -188,8 +247,7 @@ impl Engine {
             self.model.check_length(sample.input_ids.len())?;
         }
         let mut pending = std::mem::take(&mut self.pending);
-        let first_sample = pending.samples.len() as u32;
-        self.context().micro_batch(samples, first_sample, &mut pending.accumulated)?;
+        self.context().micro_batch(samples, first_sample, is_last, &mut pending.accumulated)?;
         pending.samples.extend_from_slice(samples);
         self.pending = pending;
         Ok(())
@@ -200,7 +258,7 @@ impl Engine {
     /// # Errors
     /// The loss is not finite or a spike that stops the run, the loss scale cannot fall any further, or the device failed.
     pub fn step(&mut self) -> Result<StepReport> {
-        let Pending { accumulated, samples } = std::mem::take(&mut self.pending);
+        let Pending { accumulated, samples, count } = std::mem::take(&mut self.pending);
         let report = self.context().update(accumulated, &samples)?;
         // A step that ends the run has not been: nothing moves, so that the state before it can still be saved.
         let mut scaler = self.scaler;
@@ -209,11 +267,11 @@ impl Engine {
         {
             return Err(TrainError::LossScale { step: self.counters.step + 1, scale: scaler.scale() });
         }
-        self.guard_loss(&report, samples.len() as u64)?;
+        self.guard_loss(&report, count)?;
         self.scaler = scaler;
         self.counters.step += 1;
         self.counters.applied_steps += u64::from(!report.skipped && !report.spiked);
-        self.counters.samples += samples.len() as u64;
+        self.counters.samples += count;
         self.counters.tokens += report.num_targets;
         Ok(report)
     }
@@ -260,6 +318,7 @@ impl Engine {
             model: &self.model,
             state: &self.state,
             groups: &self.groups,
+            zero: &self.zero,
             dtype: self.plan.dtype,
             step: self.counters.step + 1,
             applied_step: self.counters.applied_steps + 1,
@@ -298,20 +357,19 @@ impl Engine {
                 checkpoint.folder().display()
             )));
         }
-        for StateTensor { name, state, tensor } in self.state.tensors(&self.model) {
-            let values = checkpoint.read(state.name, name)?;
-            if values.len() != state.shape.elements() {
+        for StateTensor { name, shape, run, state, tensor, .. } in self.state.tensors(&self.model) {
+            let held = checkpoint.expect(state.name, name)?.num_elements();
+            if held != Some(shape.elements()) {
                 return Err(TrainError::Request(format!(
-                    "{}: {} of {name} has {} elements; the model has {}",
+                    "{}: {} of {name} has {} elements; the model has {shape}",
                     checkpoint.folder().display(),
                     state.name,
-                    values.len(),
-                    state.shape
+                    held.unwrap_or(0),
                 )));
             }
-            state.write(&self.queue, tensor, &values)?;
+            state.write(&self.queue, tensor, &checkpoint.read_range(state.name, name, run)?)?;
         }
-        self.state.refresh_compute(&self.queue)?;
+        self.state.refresh_compute(&self.queue, &self.zero)?;
         let head = &checkpoint.manifest().head;
         (self.counters, self.evaluated, self.pending) = (head.counters, head.evaluated, Pending::default());
         if let (Some(scaler), Some(state)) = (&mut self.scaler, head.loss_scale) {
@@ -325,4 +383,13 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+/// Who owns what of a model among the ranks of a run; alone without a communicator.
+fn share(config: &RunConfig, model: &Model, groups: &ParamGroups, comm: Option<Comm>) -> Zero {
+    let comm = comm.unwrap_or_else(|| local::world(1, Limits::default()).remove(0));
+    let stage = Stage::numbered(config.zero_optimization.stage.into()).expect("the table of keys allows 0 to 3");
+    let order = if config.run.deterministic { Order::Tree } else { Order::AsTheyCome };
+    let partition = Partition::new(model, &|id| groups.of(id).map(|group| group.rule.granularity()), comm.size());
+    Zero::new(comm, partition, stage, order)
 }

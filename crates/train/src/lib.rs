@@ -12,6 +12,7 @@
 //! | [`layer_drop`] | layers left out at random |
 //! | [`loss_scale`] | the scale of an fp16 run's loss |
 //! | [`loss_spike`] | the guard against batches whose loss leaps |
+//! | [`ranks`] | the ranks of this process, each with an engine of its own |
 //! | [`run`] | a whole run: loop, evaluation, checkpoints, samples, signals |
 //! | [`checkpoint`] | what is kept so that a run can go on bit for bit |
 //! | [`metrics`] | one JSON line a step |
@@ -37,6 +38,7 @@ mod non_finite;
 mod output;
 pub mod plan;
 pub mod pretrained;
+pub mod ranks;
 mod resume;
 pub mod run;
 mod saving;

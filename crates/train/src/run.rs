@@ -33,14 +33,18 @@ use crate::resume::{fingerprint, load_newest, model_json};
 use crate::saving::Saver;
 use crate::system::{peak_resident_bytes, total_memory_bytes};
 use crate::training_data::TrainingData;
+use comm::Comm;
 use data::{Dataset, Tokenizer};
 use generate::{Evaluation, Forward, GenerateOptions, Sampling, TOKENS_PER_PASS};
-use models::Resident;
+use models::weights::WeightSource;
+use models::{Model, Residency};
 use ops::Single;
+use parallel::Stage;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -67,6 +71,35 @@ impl Stop {
     }
 }
 
+/// A request in which nothing is wrong.
+pub(crate) struct Opened {
+    config: RunConfig,
+    model: Model,
+    weights: WeightSource,
+    data: TrainingData,
+    output: Output,
+}
+
+impl Opened {
+    /// The second half of [`Run::prepare`]: on several ranks they do it together.
+    pub(crate) fn prepare(self, resume: bool, observer: &mut dyn Observer, comm: Option<Comm>) -> Result<Run> {
+        let Self { config, model, weights, data, output } = self;
+        for notice in config.notices() {
+            observer.on(Event::Notice(&notice));
+        }
+        let mut engine = match comm {
+            Some(comm) => Engine::on_rank(model, config, &weights, comm)?,
+            None => Engine::with_weights(model, config, &weights)?,
+        };
+        engine.resolve_steps(data.loader.epoch_samples())?;
+        for notice in engine.plan.notices(&engine.config) {
+            observer.on(Event::Notice(&notice));
+        }
+        let resumed_at = if resume { load_newest(&mut engine, &data, &output, observer)? } else { None };
+        Ok(Run { engine, data, output, resumed_at })
+    }
+}
+
 /// A run that has been checked and not begun.
 pub struct Run {
     engine: Engine,
@@ -80,7 +113,12 @@ impl Run {
     ///
     /// # Errors
     /// What is wrong, as one paragraph.
-    pub fn prepare(mut config: RunConfig, resume: bool, observer: &mut dyn Observer) -> Result<Self> {
+    pub fn prepare(config: RunConfig, resume: bool, observer: &mut dyn Observer) -> Result<Self> {
+        Self::open(config, resume, observer)?.prepare(resume, observer, None)
+    }
+
+    /// The first half of [`Run::prepare`]: opens and checks everything, and takes no memory for the model.
+    pub(crate) fn open(mut config: RunConfig, resume: bool, observer: &mut dyn Observer) -> Result<Opened> {
         let (source, ..) = config.for_training()?;
         let output = Output::new(&config.run.output);
         if resume {
@@ -103,16 +141,7 @@ impl Run {
         check_sample(&config, &data, origin.config.max_positions())?;
         let model = origin.build(data.tokenizer.as_ref(), positions(&config, &origin, &data))?;
         let weights = origin.weights(&model, config.run.seed)?;
-        for notice in config.notices() {
-            observer.on(Event::Notice(&notice));
-        }
-        let mut engine = Engine::with_weights(model, config, &weights)?;
-        engine.resolve_steps(data.loader.epoch_samples())?;
-        for notice in engine.plan.notices(&engine.config) {
-            observer.on(Event::Notice(&notice));
-        }
-        let resumed_at = if resume { load_newest(&mut engine, &data, &output, observer)? } else { None };
-        Ok(Self { engine, data, output, resumed_at })
+        Ok(Opened { config, model, weights, data, output })
     }
 
     /// Every number of the run.
@@ -139,7 +168,9 @@ fn check_memory(
     observer: &mut dyn Observer,
 ) -> Result<()> {
     let (model, available) = (origin.build(tokenizer, plan.sequence_length)?, total_memory_bytes());
-    let mut report = PlanReport::of_model(config, model, plan, 1)?;
+    // Ranks of this process share its memory.
+    let (ranks, available) = (config.num_ranks(), available.map(|bytes| bytes / config.num_ranks()));
+    let mut report = PlanReport::of_model(config, model, plan, ranks)?;
     if config.asked_async().is_none() && report.drop_snapshot_beyond(available) {
         config.run.checkpoint_async = Some(false);
         observer.on(Event::Notice(
@@ -214,23 +245,24 @@ pub(crate) fn resume(
 /// The mean loss over a whole dataset, with its progress told.
 pub(crate) fn evaluate(engine: &Engine, dataset: &Dataset, observer: &mut dyn Observer) -> Result<Evaluation> {
     let total = dataset.num_samples();
-    let _averaged = engine.state.show_average(&engine.queue)?;
+    let _averaged = engine.state.show_average(&engine.queue, &engine.zero)?;
+    let pass = engine.zero.pass(&engine.queue, &engine.state.store, false);
     let samples = (0..total).map(|index| {
         observer.on(Event::Evaluating { done: index, total });
         dataset.get(index)
     });
-    let sum = generate::evaluate(&forward(engine), samples, TOKENS_PER_PASS)?;
+    let sum = generate::evaluate(&forward(engine, &pass), samples, TOKENS_PER_PASS)?;
     sum.evaluation(dataset.text_bytes())
         .ok_or_else(|| TrainError::Request("the validation data have no target that counts".to_owned()))
 }
 
-fn forward(engine: &Engine) -> Forward<'_> {
+fn forward<'a>(engine: &'a Engine, residency: &'a dyn Residency) -> Forward<'a> {
     Forward {
         queue: &engine.queue,
         model: &engine.model,
         params: &engine.state.store,
         regions: &Single,
-        residency: &Resident,
+        residency,
         dtype: engine.plan.dtype,
         positions: engine.model.max_positions.unwrap_or(usize::MAX),
     }
@@ -241,15 +273,22 @@ struct Loop<'a> {
     engine: &'a mut Engine,
     data: &'a TrainingData,
     output: Output,
-    metrics: MetricsFile,
+    /// Of the first rank.
+    metrics: Option<MetricsFile>,
     saver: Saver,
-    /// Held to the end, that of the saver too: no second run may write here.
-    _lock: File,
+    /// Held to the end, that of the saver too: no second run may write here. By the first rank.
+    _lock: Option<File>,
 }
 
 impl<'a> Loop<'a> {
     /// Makes the output folder, `run.json` and the metrics file. `resumed_at`: the step of the checkpoint that was loaded.
     fn begin(engine: &'a mut Engine, data: &'a TrainingData, output: Output, resumed_at: Option<u64>) -> Result<Self> {
+        if engine.zero.comm().index() > 0 {
+            // The first rank makes everything; what it cannot make ends the others.
+            engine.zero.comm().barrier(&engine.queue)?;
+            let saver = Saver::new(output.checkpoints(), engine, resumed_at)?;
+            return Ok(Self { engine, data, output, metrics: None, saver, _lock: None });
+        }
         let lock = output.take()?;
         let path = output.metrics();
         let metrics = match resumed_at {
@@ -265,8 +304,9 @@ impl<'a> Loop<'a> {
         if let Some(tokenizer) = &data.tokenizer {
             tokenizer.save(output.folder())?;
         }
+        engine.zero.comm().barrier(&engine.queue)?;
         let saver = Saver::new(output.checkpoints(), engine, resumed_at)?;
-        Ok(Self { engine, data, output, metrics, saver, _lock: lock })
+        Ok(Self { engine, data, output, metrics: Some(metrics), saver, _lock: Some(lock) })
     }
 
     fn run(mut self, observer: &mut dyn Observer, stop: &Stop) -> Result<Outcome> {
@@ -289,8 +329,9 @@ impl<'a> Loop<'a> {
             // A signal came when this evaluation was due: the checkpoint went before it.
             self.evaluate(observer)?;
         }
+        let mut signal = self.agree_on(stop)?;
         while self.engine.counters.step < steps {
-            if let Some(signal) = stop.signal() {
+            if let Some(signal) = signal {
                 self.save(true, observer)?;
                 return Ok(Outcome::Interrupted { signal });
             }
@@ -306,7 +347,8 @@ impl<'a> Loop<'a> {
             let (eval_due, sample_due, save_due) =
                 (due(every.eval_every), due(every.sample_every), due(every.checkpoint_every));
             let last = self.engine.counters.step == steps;
-            if stop.signal().is_some() && !last {
+            signal = self.agree_on(stop)?;
+            if signal.is_some() && !last {
                 continue;
             }
             if eval_due {
@@ -322,10 +364,33 @@ impl<'a> Loop<'a> {
         self.evaluate(observer)?;
         self.save(true, observer)?;
         let path = self.output.model();
-        self.engine.save_pretrained(&path, self.data.tokenizer.as_ref())?;
+        self.export(&path)?;
         observer.on(Event::Exported { path: &path });
         self.sample(observer)?;
         Ok(Outcome::Finished)
+    }
+
+    /// The signal that has come, as all ranks see it: one may be told a step earlier than another.
+    fn agree_on(&self, stop: &Stop) -> Result<Option<usize>> {
+        let (comm, own) = (self.engine.zero.comm(), stop.signal());
+        if comm.size() == 1 {
+            return Ok(own);
+        }
+        let all = comm.exchange(&self.engine.queue, &[own.unwrap_or(0) as u64])?;
+        Ok(all.into_iter().map(|signal| signal[0] as usize).max().filter(|&signal| signal != 0))
+    }
+
+    /// Writes the model. Where ranks share it, the first takes it from the checkpoint that was just written.
+    fn export(&self, path: &Path) -> Result<()> {
+        let (engine, tokenizer) = (&*self.engine, self.data.tokenizer.as_ref());
+        if engine.zero.stage() == Stage::Nothing && engine.zero.comm().index() == 0 {
+            engine.save_pretrained(path, tokenizer)?;
+        } else if engine.zero.comm().index() == 0 {
+            let checkpoint = self.output.newest_checkpoint()?;
+            let (checkpoint, _) = checkpoint.expect("Loop::export: a checkpoint was just written");
+            engine.export_from(&checkpoint, path, tokenizer)?;
+        }
+        Ok(engine.zero.comm().barrier(&engine.queue)?)
     }
 
     fn step(&mut self, observer: &mut dyn Observer) -> Result<()> {
@@ -349,7 +414,10 @@ impl<'a> Loop<'a> {
             loss_scale: report.loss_scale,
             skipped: Some(report.skipped || report.spiked).filter(|skipped| *skipped || report.loss_scale.is_some()),
         };
-        self.metrics.append(&json!(metrics))?;
+        let line = json!(metrics);
+        if let Some(file) = &mut self.metrics {
+            file.append(&line)?;
+        }
         if report.skipped {
             observer.on(Event::Notice(&skip_notice(metrics.step, report.loss_scale, engine.loss_scale())));
         }
@@ -370,8 +438,10 @@ impl<'a> Loop<'a> {
         if !loss.is_finite() {
             return Err(TrainError::Diverged { step, what: "the validation loss".to_owned() });
         }
-        self.metrics
-            .append(&json!({"step": step, "eval_loss": loss, "eval_perplexity": perplexity, "eval_tokens": tokens}))?;
+        let line = json!({"step": step, "eval_loss": loss, "eval_perplexity": perplexity, "eval_tokens": tokens});
+        if let Some(file) = &mut self.metrics {
+            file.append(&line)?;
+        }
         observer.on(Event::Evaluated { step, loss, perplexity });
         if self.engine.evaluated(loss) {
             let notice =
@@ -396,9 +466,11 @@ impl<'a> Loop<'a> {
             eos: tokenizer.end_of_text().into_iter().collect(),
         };
         let tokens = tokenizer.encode(prompt)?;
-        let _averaged = engine.state.show_average(&engine.queue)?;
-        let made =
-            generate::generate(forward(engine), Some(tokenizer), &tokens, options, |_| ControlFlow::Continue(()))?;
+        let _averaged = engine.state.show_average(&engine.queue, &engine.zero)?;
+        let pass = engine.zero.pass(&engine.queue, &engine.state.store, false);
+        let made = generate::generate(forward(engine, &pass), Some(tokenizer), &tokens, options, |_| {
+            ControlFlow::Continue(())
+        })?;
         let made = made.text.unwrap_or_default();
         let last = step >= engine.plan.steps;
         observer.on(Event::Sample { step, text: &format!("{prompt}{made}"), last });
@@ -412,7 +484,7 @@ impl<'a> Loop<'a> {
             counters: engine.counters,
             loader: Loader { samples: engine.counters.samples, fingerprint: fingerprint(self.data, &engine.config) },
             rng: Rng { seed: engine.config.run.seed },
-            mesh: BTreeMap::from([("data".to_owned(), 1)]),
+            mesh: BTreeMap::from([("data".to_owned(), engine.zero.comm().size())]),
             config: engine.plan.resolved(&engine.config),
             model: model_json(engine),
             optimizer: engine.groups.name().to_owned(),
@@ -421,6 +493,6 @@ impl<'a> Loop<'a> {
             plateau: engine.plateau.map(|plateau| plateau.state),
             evaluated: engine.evaluated,
         };
-        self.saver.save(engine, head, &self.metrics, is_last, observer)
+        self.saver.save(engine, head, self.metrics.as_ref(), is_last, observer)
     }
 }

@@ -7,7 +7,7 @@
 //! What stops the writer (a full disk) stops the run: after the next step, and no later than at the next checkpoint or at
 //! the end. The checkpoints before are as they were.
 
-use crate::checkpoint::{self, Background, Head, Job, TensorSpec};
+use crate::checkpoint::{self, Background, Head, Job, Staging, TensorEntry, TensorSpec};
 use crate::engine::Engine;
 use crate::error::{Result, TrainError};
 use crate::event::{Event, Observer};
@@ -40,6 +40,8 @@ impl Saver {
             total_memory_bytes().is_none_or(|available| needed <= available)
         };
         let is_async = engine.config.checkpoint_async() && (engine.config.asked_async().is_some() || fits());
+        // Several ranks write their files together, and go on when all are there.
+        let is_async = is_async && engine.zero.comm().size() == 1;
         let mut background = Background::default();
         if is_async && engine.counters.step + run.checkpoint_every < engine.plan.steps {
             background.reserve(&folder, elements)?;
@@ -57,7 +59,7 @@ impl Saver {
         &mut self,
         engine: &Engine,
         head: Head,
-        metrics: &MetricsFile,
+        metrics: Option<&MetricsFile>,
         is_last: bool,
         observer: &mut dyn Observer,
     ) -> Result<()> {
@@ -66,16 +68,24 @@ impl Saver {
         if self.saved == Some(state) {
             return Ok(());
         }
-        if let Some(name) = engine.state.first_non_finite(&engine.queue, &engine.model)? {
+        let non_finite = engine.state.first_non_finite(&engine.queue, &engine.model)?;
+        if let Some(name) = first_of_all(engine, non_finite)? {
             return Err(TrainError::Diverged { step, what: format!("weight {name}") });
         }
         // The lines up to this step must be as safe as the checkpoint behind them.
-        metrics.sync()?;
-        let tensors = engine.state.tensors(&engine.model);
-        let specs: Vec<TensorSpec> = (tensors.iter())
-            .map(|StateTensor { name, state, .. }| TensorSpec::whole(*name, state.name, state.shape.dims()))
-            .collect();
-        if self.is_async && !is_last {
+        metrics.map_or(Ok(()), MetricsFile::sync)?;
+        let is_first = engine.zero.comm().index() == 0;
+        let mut tensors = engine.state.tensors(&engine.model);
+        tensors.retain(|tensor| is_first || !tensor.is_replicated);
+        let spec = |StateTensor { name, state, shape, run, .. }: &StateTensor<'_>| TensorSpec {
+            runs: vec![run.clone()],
+            ..TensorSpec::whole(*name, state.name, shape.dims())
+        };
+        let specs: Vec<TensorSpec> = tensors.iter().map(spec).collect();
+        if engine.zero.comm().size() > 1 {
+            let path = self.write_together(engine, &head, &specs, &tensors)?;
+            saved(&path, observer);
+        } else if self.is_async && !is_last {
             let job = Job { dir: self.folder.clone(), head, tensors: specs, keep: self.keep };
             self.background.start(job, |index, out| tensors[index].copy_to(&engine.queue, out))?;
         } else {
@@ -88,6 +98,40 @@ impl Saver {
         }
         self.saved = Some(state);
         Ok(())
+    }
+
+    /// Every rank writes its file; the first one makes the folder, and the checkpoint appear when all files are there.
+    fn write_together(
+        &self,
+        engine: &Engine,
+        head: &Head,
+        specs: &[TensorSpec],
+        tensors: &[StateTensor<'_>],
+    ) -> Result<PathBuf> {
+        let (comm, queue, step) = (engine.zero.comm(), &engine.queue, head.counters.step);
+        let is_first = comm.index() == 0;
+        let staging = if is_first { Some(Staging::create(&self.folder, step)?) } else { None };
+        comm.barrier(queue)?;
+        let staging = staging.unwrap_or_else(|| Staging::join(&self.folder, step));
+        let entries = staging.write_rank(comm.index(), specs, &mut |index| -> Result<Vec<f32>> {
+            let StateTensor { state, tensor, .. } = &tensors[index];
+            Ok(state.read(queue, tensor)?)
+        })?;
+        let text = serde_json::to_vec(&entries).expect("entries are plain JSON");
+        let mut all = Vec::new();
+        for text in exchange_bytes(engine, &text)? {
+            let entries: Vec<TensorEntry> = serde_json::from_slice(&text).expect("what another rank wrote");
+            all.extend(entries);
+        }
+        let path = if is_first {
+            let path = staging.commit(head, all)?;
+            checkpoint::prune(&self.folder, self.keep)?;
+            path
+        } else {
+            self.folder.clone()
+        };
+        comm.barrier(queue)?;
+        Ok(path)
     }
 
     /// Tells of a checkpoint that the background has done, if there is one.
@@ -108,6 +152,27 @@ impl Saver {
         }
         Ok(())
     }
+}
+
+/// What every rank gives, in the order of ranks.
+fn exchange_bytes(engine: &Engine, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
+    let (comm, queue) = (engine.zero.comm(), &engine.queue);
+    let lens = comm.exchange(queue, &[bytes.len() as u64])?;
+    let longest = lens.iter().map(|len| len[0]).max().unwrap_or(0) as usize;
+    let mut words = vec![0u32; longest.div_ceil(size_of::<u32>())];
+    bytemuck::cast_slice_mut::<u32, u8>(&mut words)[..bytes.len()].copy_from_slice(bytes);
+    let all = comm.exchange(queue, &words)?;
+    let cut = |(words, len): (Vec<u32>, Vec<u64>)| bytemuck::cast_slice::<u32, u8>(&words)[..len[0] as usize].to_vec();
+    Ok(all.into_iter().zip(lens).map(cut).collect())
+}
+
+/// The text of the first rank that has one: the same on all.
+fn first_of_all(engine: &Engine, text: Option<String>) -> Result<Option<String>> {
+    if engine.zero.comm().size() == 1 {
+        return Ok(text);
+    }
+    let all = exchange_bytes(engine, text.unwrap_or_default().as_bytes())?;
+    Ok(all.into_iter().find(|text| !text.is_empty()).map(|text| String::from_utf8_lossy(&text).into_owned()))
 }
 
 fn saved(path: &Path, observer: &mut dyn Observer) {

@@ -5,16 +5,19 @@
 //!   sequence_length)`. The step's mean over *counted* targets comes in at the end, as the factor nominal / counted /
 //!   loss_scale, so accumulation is exact by token count whatever each micro-batch holds.
 //! - The host reads the device once, after the last micro-batch.
+//! - Micro-batch g of a step is round x ranks + rank. Every rank runs as many rounds, and sees the same loss, norm and
+//!   decisions: numbers of micro-batches are added in the order of g, on every rank.
 
 use crate::error::{Result, TrainError};
-use crate::grad_norm::{clip_factor, grad_norm};
-use crate::layer_drop::Kept;
+use crate::grad_norm::clip_factor;
+use crate::layer_drop::{Dropping, Kept};
 use crate::plan::groups::ParamGroups;
 use crate::state::{TrainState, noise_std};
 use generate::to_batch;
-use models::{Model, Pass, Residency, Resident};
+use models::{Model, Pass};
 use ops::{Batch, Cost, Env, HeadRequest, Single};
 use optim::{GradientEdit, Step};
+use parallel::{Zero, grad_norm};
 use tensor::{DType, Queue, Tensor};
 
 /// What a step is told.
@@ -27,6 +30,8 @@ pub struct StepContext<'a> {
     pub state: &'a TrainState,
     /// The update rules.
     pub groups: &'a ParamGroups,
+    /// The ranks that train it together.
+    pub zero: &'a Zero,
     /// The format of activations.
     pub dtype: DType,
     /// Optimizer step, from 1.
@@ -81,21 +86,50 @@ pub struct StepReport {
 /// What has been accumulated since the last update: a user's own loop holds one.
 #[derive(Default)]
 pub struct Accumulated {
-    logprobs: Vec<Tensor>,
-    /// Losses that blocks declared, each with the targets of its micro-batch.
-    losses: Vec<(usize, Tensor)>,
-    num_targets: u64,
+    rounds: Vec<Round>,
     cost: Cost,
 }
 
+/// This rank's micro-batch of one round.
+#[derive(Default)]
+struct Round {
+    /// None where it had no tokens.
+    logprobs: Option<Tensor>,
+    /// Losses that blocks declared.
+    losses: Vec<Tensor>,
+    num_targets: u64,
+}
+
+/// What the host knows of one micro-batch.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct Numbers {
+    /// Sum of log-probabilities.
+    logprobs: f64,
+    /// Sum of the losses that blocks declared, times targets.
+    losses: f64,
+    num_targets: u64,
+}
+
 impl StepContext<'_> {
-    /// Forward and backward of one micro-batch. `first_sample`: the number of its first sample in the global batch.
-    pub fn micro_batch(&self, samples: &[data::Sample], first_sample: u32, so_far: &mut Accumulated) -> Result<()> {
+    /// Forward and backward of this rank's micro-batch of one round. `first_sample`: the number of its first sample in the
+    /// global batch; `is_last`: of the last round.
+    pub fn micro_batch(
+        &self,
+        samples: &[data::Sample],
+        first_sample: u32,
+        is_last: bool,
+        so_far: &mut Accumulated,
+    ) -> Result<()> {
         let batch = to_batch(self.queue, samples, first_sample)?;
-        if so_far.logprobs.is_empty() {
+        if so_far.rounds.is_empty() {
             self.state.store.clear_gradients();
+            self.zero.clear();
         }
+        let pass = self.zero.pass(self.queue, &self.state.store, is_last);
         if batch.num_tokens == 0 {
+            pass.run_idle(self.model)?;
+            so_far.rounds.push(Round::default());
             return Ok(());
         }
         let seed = -self.loss_scale as f32 / self.nominal_targets as f32;
@@ -103,26 +137,46 @@ impl StepContext<'_> {
         let loss_weight = batch.num_targets as f32 / self.nominal_targets as f32 * self.loss_scale as f32;
         let num_blocks = self.model.blocks.len();
         let kept = self.pld_theta.map(|theta| Kept::draw(num_blocks, theta, self.seed, self.step, first_sample));
-        let residency = kept.as_ref().map_or(&Resident as &dyn Residency, |kept| kept);
-        let pass = Pass { model: self.model, residency };
+        let residency = Dropping { inner: &pass, kept };
+        let pass = Pass { model: self.model, residency: &residency };
         let pass = pass.forward_backward(&self.env(&batch, Some(seed)), loss_weight, self.recompute)?;
-        so_far.logprobs.push(pass.logprobs);
-        so_far.losses.extend(pass.losses.into_iter().map(|(_, loss)| (batch.num_targets, loss)));
-        so_far.num_targets += batch.num_targets as u64;
+        so_far.rounds.push(Round {
+            logprobs: Some(pass.logprobs),
+            losses: pass.losses.into_iter().map(|(_, loss)| loss).collect(),
+            num_targets: batch.num_targets as u64,
+        });
         so_far.cost += pass.cost;
         Ok(())
     }
 
-    /// Norm, clipping and update. `samples`: the micro-batches again, to find where a loss stopped being finite.
+    /// The numbers of all micro-batches of all ranks, in the order of g.
+    fn numbers(&self, rounds: &[Round]) -> Result<Vec<Numbers>> {
+        let mut own = Vec::with_capacity(rounds.len());
+        for Round { logprobs, losses, num_targets } in rounds {
+            let mut numbers = Numbers { logprobs: 0.0, losses: 0.0, num_targets: *num_targets };
+            if let Some(logprobs) = logprobs {
+                numbers.logprobs = self.queue.read::<f32>(logprobs)?.into_iter().map(f64::from).sum::<f64>();
+            }
+            for loss in losses {
+                numbers.losses += *num_targets as f64 * f64::from(self.queue.read_f32(loss)?[0]);
+            }
+            own.push(numbers);
+        }
+        if self.zero.comm().size() == 1 {
+            return Ok(own);
+        }
+        let by_rank = self.zero.comm().exchange(self.queue, &own)?;
+        Ok((0..own.len()).flat_map(|round| by_rank.iter().map(move |rank| rank[round])).collect())
+    }
+
+    /// Norm, clipping and update. `samples`: this rank's micro-batches again, to find where a loss stopped being finite.
     pub fn update(&self, so_far: Accumulated, samples: &[data::Sample]) -> Result<StepReport> {
-        let Accumulated { logprobs, losses, num_targets, cost } = so_far;
-        let mut sum = 0.0f64;
-        for logprobs in &logprobs {
-            sum += self.queue.read::<f32>(logprobs)?.into_iter().map(f64::from).sum::<f64>();
-        }
-        for (targets, loss) in &losses {
-            sum -= *targets as f64 * f64::from(self.queue.read_f32(loss)?[0]);
-        }
+        let Accumulated { rounds, cost } = so_far;
+        let numbers = self.numbers(&rounds)?;
+        let gradients = self.zero.finish(self.queue, &self.state.store)?;
+        let mut sum = numbers.iter().fold(0.0, |sum, numbers| sum + numbers.logprobs);
+        sum = numbers.iter().fold(sum, |sum, numbers| sum - numbers.losses);
+        let num_targets: u64 = numbers.iter().map(|numbers| numbers.num_targets).sum();
         if num_targets == 0 {
             return Err(TrainError::NoTarget { step: self.step, samples: samples.len() });
         }
@@ -133,9 +187,9 @@ impl StepContext<'_> {
         }
         let to_mean = self.nominal_targets as f64 / num_targets as f64 / self.loss_scale;
         if let Some(edit) = self.gradient_edit {
-            self.state.edit_gradients(self.queue, self.groups, edit.over(to_mean))?;
+            self.state.edit_gradients(self.queue, self.groups, edit.over(to_mean), &gradients)?;
         }
-        let norm = to_mean * grad_norm(self.queue, &self.state.store.gradients(self.queue)?)?;
+        let norm = to_mean * grad_norm(self.queue, self.zero, &gradients)?;
         let skipped = self.check_overflow && !norm.is_finite();
         let spiked = self.loss_limit.is_some_and(|limit| loss > limit);
         if !skipped && !spiked {
@@ -143,11 +197,12 @@ impl StepContext<'_> {
             let (step, lr, betas) = (self.applied_step, self.lr, self.betas);
             if self.gradient_noise > 0.0 {
                 let std = noise_std(self.gradient_noise, step - 1) / f64::from(grad_scale);
-                self.state.add_noise(self.queue, std, self.seed, step)?;
+                self.state.add_noise(self.queue, std, self.seed, step, &gradients)?;
             }
             let at = Step { step, lr, weight_decay: 0.0, grad_scale, betas };
-            self.state.update(self.queue, self.groups, self.seed, &at)?;
+            self.state.update(self.queue, self.groups, self.seed, &at, self.zero, &gradients)?;
         }
+        self.zero.give_back(gradients);
         let loss_scale = (self.dtype == DType::F16).then_some(self.loss_scale);
         Ok(StepReport { loss, grad_norm: norm, num_targets, skipped, loss_scale, spiked, cost })
     }

@@ -93,6 +93,8 @@ pub struct Staging {
     folder: PathBuf,
     partial: PathBuf,
     step: u64,
+    /// Whether this rank made the folder, and removes what is not committed.
+    is_own: bool,
 }
 
 impl Staging {
@@ -109,7 +111,14 @@ impl Staging {
         let folder = dir.join(folder::folder_name(step));
         let partial = folder::partial_path(&folder);
         fs::create_dir(&partial).map_err(CheckpointError::write(&folder))?;
-        Ok(Self { dir: dir.to_owned(), folder, partial, step })
+        Ok(Self { dir: dir.to_owned(), folder, partial, step, is_own: true })
+    }
+
+    /// The checkpoint of `step` that another rank has begun in `dir`, for [`Staging::write_rank`] alone.
+    pub fn join(dir: &Path, step: u64) -> Self {
+        let folder = dir.join(folder::folder_name(step));
+        let partial = folder::partial_path(&folder);
+        Self { dir: dir.to_owned(), folder, partial, step, is_own: false }
     }
 
     /// Writes the file of `rank` and returns what the manifest is to say about it; see [`write`](fn@write).
@@ -187,8 +196,10 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        // Best effort, and not there any more once committed.
-        let _ = fs::remove_dir_all(&self.partial);
+        if self.is_own {
+            // Best effort, and not there any more once committed.
+            let _ = fs::remove_dir_all(&self.partial);
+        }
     }
 }
 

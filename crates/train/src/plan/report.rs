@@ -219,16 +219,19 @@ fn dry_step(mut engine: Engine) -> Result<(BTreeMap<&'static str, u64>, u64)> {
     };
     // The memory is that of the end of a curriculum, when rows are whole.
     engine.plan.curriculum = None;
-    engine.micro_batch(&vec![sample; rows])?;
+    // A deterministic run keeps sums of several rounds.
+    let rounds = if engine.config.run.deterministic { engine.plan.batch.accumulation_steps } else { 1 };
+    let micro_batch = vec![sample; rows];
+    (0..rounds).try_for_each(|_| engine.micro_batch(&micro_batch))?;
     let report = engine.step()?;
-    drop(engine.state.show_average(&engine.queue)?);
+    drop(engine.state.show_average(&engine.queue, &engine.zero)?);
     let ledger = engine.queue.ledger();
     let memory = MemoryKind::ALL.map(|kind| (kind.name(), ledger.peak[kind as usize] as u64));
     let snapshot_bytes = || (engine.state.checkpoint_elements(&engine.model) * size_of::<f32>()) as u64;
     let snapshot = engine.config.checkpoint_async().then(|| (SNAPSHOT, snapshot_bytes()));
     // Backward of a product is two products; recompute runs forward once more.
     let passes = if engine.config.run.recompute { 4 } else { 3 };
-    Ok((memory.into_iter().chain(snapshot).collect(), passes * report.cost.flops / (length * rows) as u64))
+    Ok((memory.into_iter().chain(snapshot).collect(), passes * report.cost.flops / (length * rows) as u64 / rounds))
 }
 
 /// What is left of a kind on each of `ranks` under ZeRO (Rajbhandari et al. 2020, section 5).

@@ -3,7 +3,7 @@
 use super::{ABOVE_ZERO, BELOW_ONE, COUNT, Key, NOT_NEGATIVE, OPEN, POSITIVE, SECTION, keys};
 use crate::config::keys::Kind::{self, Bool, Int, List, Names, Number, OneOf, Text};
 use crate::config::keys::Status::Honoured;
-use std::ops::Bound::{Excluded, Unbounded};
+use std::ops::Bound::{Excluded, Included, Unbounded};
 
 /// What a list of sources holds.
 const SOURCES: Kind = List(&OneOf(&[Text, SECTION]));
@@ -37,6 +37,7 @@ pub(super) static KEYS: &[Key] = keys! {
     "run.checkpoint_async", Bool, "null", Honoured, "checkpoints are written while training goes on, from a copy of the state in memory; null: where there is memory for it";
     "run.checkpoint_every", COUNT, "0", Honoured, "steps between checkpoints; 0: one at the end";
     "run.clip_value", ABOVE_ZERO, "null", Honoured, "largest magnitude of an element of the mean gradient, before gradient_clipping; null: any";
+    "run.comm_timeout", Number(Excluded(0.0), Included(86400.0)), "60.0", Honoured, "seconds after which a rank that does not answer is lost, and the run ends with its name";
     "run.deterministic", Bool, "false", Honoured, "same bits on any number of data-parallel ranks";
     "run.device", Names(&["auto", "cpu"]), "\"auto\"", Honoured, "where the run computes";
     "run.ema_decay", BELOW_ONE, "null", Honoured, "decay of a running average of the weights (f32), which is evaluated and exported; null: none";
