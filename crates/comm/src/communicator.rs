@@ -78,6 +78,11 @@ impl Comm {
         self.transport.rank()
     }
 
+    /// The same group for numbers about the model and not of it: what goes through it is not counted with the rest.
+    pub fn control(&self) -> Self {
+        Self { traffic: Arc::default(), ..self.clone() }
+    }
+
     /// What this rank has moved so far, in all its groups.
     pub fn traffic(&self) -> TrafficByKind {
         self.counted().clone()
@@ -233,7 +238,7 @@ impl Comm {
         self.begin(call(Kind::Barrier, Flat::default(), Flat::default()))?.wait(queue)
     }
 
-    /// A few host numbers of every rank, in the order of ranks; each gives as many.
+    /// A few host numbers of every rank, in the order of ranks; each gives as many. They are not counted ([`Comm::control`]).
     ///
     /// # Panics
     /// If a `T` is not made of 32-bit words.
@@ -242,7 +247,7 @@ impl Comm {
         let words: Vec<u32> = bytemuck::pod_collect_to_vec(values);
         let x = queue.upload(MemoryKind::Workspace, [words.len()], &words)?;
         let out = queue.alloc(MemoryKind::Workspace, DType::U32, [words.len() * self.size()])?;
-        self.all_gather(queue, &x, &vec![words.len(); self.size()], &out)?;
+        self.control().all_gather(queue, &x, &vec![words.len(); self.size()], &out)?;
         let all: Vec<u32> = queue.read(&out)?;
         Ok((0..self.size()).map(|i| bytemuck::pod_collect_to_vec(&all[i * words.len()..][..words.len()])).collect())
     }

@@ -4,7 +4,7 @@
 //! - [`Call`]: a collective as data; [`Transport`] and [`Link`]: who carries it. A transport knows the calls, not the methods.
 //! - [`Flat`]: several tensors moved as one, without being copied together.
 //! - [`Mesh`]: ranks on named axes, and the groups along them.
-//! - [`local`]: ranks are threads of this process. MPI and NCCL stand behind the same traits.
+//! - [`local`]: ranks are threads of this process; [`dry`]: nobody is there. MPI and NCCL stand behind the same traits.
 //! - [`Traffic`]: calls, elements and bytes, by kind of call.
 //!
 //! # Invariants
@@ -19,6 +19,7 @@
 
 mod collective;
 mod communicator;
+pub mod dry;
 mod error;
 mod flat;
 pub mod local;

@@ -36,7 +36,7 @@ pub fn grad_norm(queue: &Queue, zero: &Zero, owned: &[Owned]) -> Result<f64> {
     assert!(at == own, "grad_norm: {at} units of gradients, {own} owned");
     let all: Vec<f32> = if shares {
         let all = queue.alloc(MemoryKind::Workspace, DType::F32, [counts.iter().sum()])?;
-        comm.all_gather(queue, &partials, &counts, &all)?;
+        comm.control().all_gather(queue, &partials, &counts, &all)?;
         queue.read(&all)?
     } else {
         queue.read(&partials)?

@@ -33,7 +33,7 @@ use comm::{Comm, Flat, Pending};
 use models::{Model, Residency};
 use ops::{ParamId, ParamStore, Params};
 use std::cell::{Cell, RefCell};
-use tensor::{DType, MemoryKind, Queue, Tensor};
+use tensor::{CopyArgs, DType, MemoryKind, Queue, Tensor};
 
 /// One rank's part in sharing one model.
 pub struct Zero {
@@ -135,7 +135,7 @@ impl Zero {
     /// # Errors
     /// A rank is lost, or the device failed.
     pub fn finish(&self, queue: &Queue, store: &ParamStore) -> Result<Vec<Owned>> {
-        self.finish_reducing(queue)?;
+        self.finish_reducing(queue, store)?;
         let mut owned = Vec::new();
         for id in self.partition.ids().filter(|id| self.partition.is_trained(*id)) {
             let range = self.kept(id);
@@ -143,8 +143,8 @@ impl Zero {
                 continue;
             }
             let whole = range.len() == self.partition.elements_of(id);
-            let grad = if self.stage == Stage::Nothing && self.keeps_gradients() {
-                store.gradient_of(queue, id)?
+            let grad = if self.keeps_gradients() {
+                flat(&store.gradient_of(queue, id)?).rows(range.clone())
             } else {
                 let sum = self.state.borrow_mut().sums[id.index()].take(queue)?;
                 sum.map_or_else(|| queue.zeros(MemoryKind::Gradients, DType::F32, [range.len()]), Ok)?
@@ -158,7 +158,7 @@ impl Zero {
     /// Memory that [`Zero::finish`] gave, for the next step.
     pub fn give_back(&self, owned: Vec<Owned>) {
         let mut state = self.state.borrow_mut();
-        if self.stage > Stage::Nothing || !self.keeps_gradients() {
+        if !self.keeps_gradients() {
             owned.into_iter().for_each(|Owned { id, grad, .. }| state.spare[id.index()].push(grad));
         }
     }
@@ -194,13 +194,19 @@ impl Zero {
     }
 
     /// Finishes the sum that is under way, if there is one, and adds this rank's part of it.
-    fn finish_reducing(&self, queue: &Queue) -> Result<()> {
+    fn finish_reducing(&self, queue: &Queue, store: &ParamStore) -> Result<()> {
         let Some(Reducing { pending, terms }) = self.state.borrow_mut().reducing.take() else { return Ok(()) };
-        pending.output(queue)?;
-        if self.stage == Stage::Nothing && self.keeps_gradients() {
-            return Ok(());
+        if !self.keeps_gradients() {
+            pending.output(queue)?;
+            return terms.into_iter().try_for_each(|(id, term)| self.add(queue, id, term));
         }
-        terms.into_iter().try_for_each(|(id, term)| self.add(queue, id, term))
+        // The sum takes the place of this rank's own term, which nobody reads any more.
+        pending.wait(queue)?;
+        for (id, x) in terms.iter().filter(|_| self.stage == Stage::Optimizer) {
+            let out = &flat(&store.gradient_of(queue, *id)?).rows(self.kept(*id));
+            (queue.backend().copy)(queue, CopyArgs { x, out })?;
+        }
+        Ok(())
     }
 
     /// Adds a term to this rank's part of a gradient.
@@ -216,14 +222,20 @@ impl Zero {
     /// Memory for a term of this rank's part of a gradient.
     fn room(&self, queue: &Queue, id: ParamId, len: usize) -> Result<Tensor> {
         let mut state = self.state.borrow_mut();
-        // Added one after the other, only the first term stays.
-        let stays = self.order == Order::Tree || state.sums[id.index()].is_empty();
+        // Added one after the other, only the first term stays; where the store keeps gradients, none.
+        let stays = !self.keeps_gradients() && (self.order == Order::Tree || state.sums[id.index()].is_empty());
         let kind = if stays { MemoryKind::Gradients } else { MemoryKind::Workspace };
         let spare = state.spare[id.index()].pop().filter(|_| stays);
         Ok(flat(&spare.map_or_else(|| queue.alloc(kind, DType::F32, [len]), Ok)?))
     }
 
-    fn begin_reduce(&self, queue: &Queue, ids: &[ParamId], grads: &[(ParamId, Tensor)]) -> Result<()> {
+    fn begin_reduce(
+        &self,
+        queue: &Queue,
+        store: &ParamStore,
+        ids: &[ParamId],
+        grads: &[(ParamId, Tensor)],
+    ) -> Result<()> {
         let reducing = if self.stage == Stage::Nothing {
             let x = Flat::new(grads.iter().map(|(_, grad)| grad.clone()));
             Reducing { pending: self.comm.begin_all_reduce(x)?, terms: grads.to_vec() }
@@ -241,7 +253,7 @@ impl Zero {
         // The one before is finished with the new one begun: nobody waits for a rank that is merely at its next block.
         let Some(before) = before else { return Ok(()) };
         let new = self.state.borrow_mut().reducing.replace(before);
-        self.finish_reducing(queue)?;
+        self.finish_reducing(queue, store)?;
         self.state.borrow_mut().reducing = new;
         Ok(())
     }
@@ -355,7 +367,7 @@ impl ZeroPass<'_> {
         if self.zero.comm.size() == 1 {
             return grads.into_iter().try_for_each(|(id, grad)| self.zero.add(self.queue, id, grad));
         }
-        self.zero.begin_reduce(self.queue, &ids, &grads)
+        self.zero.begin_reduce(self.queue, self.store, &ids, &grads)
     }
 }
 

@@ -122,7 +122,8 @@ impl Engine {
         Self::with_ranks(model, config, source, plan, queue, own, None)
     }
 
-    fn with_ranks(
+    /// The same among other ranks.
+    pub(crate) fn with_ranks(
         model: Model,
         config: RunConfig,
         source: &WeightSource,

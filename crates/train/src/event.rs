@@ -1,6 +1,8 @@
 //! What a run tells whoever watches it: a progress bar, a log, a test.
 
 use crate::plan::RunPlan;
+use comm::{Traffic, TrafficByKind};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Something that happened.
@@ -93,6 +95,32 @@ pub struct StepMetrics {
     /// Whether the update was not applied; only there when it was not, and always in fp16.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skipped: Option<bool>,
+    /// What crossed between the first rank and the others in this step, by kind of call; only there on several ranks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub communication: Option<BTreeMap<&'static str, Communication>>,
+}
+
+/// Calls of one kind in one step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Communication {
+    /// Calls begun.
+    pub calls: u64,
+    /// See [`comm::Call::volume`].
+    pub elements: u64,
+    /// Of these elements.
+    pub bytes: u64,
+}
+
+impl Communication {
+    /// What was added between two counts of one rank.
+    pub(crate) fn between(before: &TrafficByKind, after: &TrafficByKind) -> BTreeMap<&'static str, Self> {
+        let added = |(kind, now): (&comm::Kind, &Traffic)| {
+            let was = before.get(kind).copied().unwrap_or_default();
+            let (calls, elements, bytes) = (now.calls - was.calls, now.elements - was.elements, now.bytes - was.bytes);
+            (calls > 0).then_some((kind.name(), Self { calls, elements, bytes }))
+        };
+        after.iter().filter_map(added).collect()
+    }
 }
 
 /// Watches a run.

@@ -21,7 +21,7 @@ use crate::checkpoint::{Head, Loader, Rng};
 use crate::config::RunConfig;
 use crate::engine::Engine;
 use crate::error::{Result, TrainError};
-use crate::event::{Event, Observer, StepMetrics};
+use crate::event::{Communication, Event, Observer, StepMetrics};
 use crate::loss_scale::skip_notice;
 use crate::loss_spike::{SpikeGuard, spike_notice};
 use crate::metrics::MetricsFile;
@@ -399,7 +399,9 @@ impl<'a> Loop<'a> {
         let (first, count) = (engine.counters.samples, engine.plan.ramp.size(engine.counters.step));
         let samples = self.data.loader.batch(first, count as usize);
         let (lr, curriculum_seqlen) = (engine.lr(), engine.curriculum_length());
+        let before = engine.zero.comm().traffic();
         let report = engine.train_batch(&samples)?;
+        let after = engine.zero.comm().traffic();
         let step_seconds = start.elapsed().as_secs_f64();
         let metrics = StepMetrics {
             step: engine.counters.step,
@@ -413,6 +415,7 @@ impl<'a> Loop<'a> {
             curriculum_seqlen,
             loss_scale: report.loss_scale,
             skipped: Some(report.skipped || report.spiked).filter(|skipped| *skipped || report.loss_scale.is_some()),
+            communication: (engine.zero.comm().size() > 1).then(|| Communication::between(&before, &after)),
         };
         let line = json!(metrics);
         if let Some(file) = &mut self.metrics {

@@ -53,6 +53,8 @@ struct Weight {
     is_frozen: bool,
     /// Every rank has all of it.
     is_replicated: bool,
+    /// The ranks keep an average of it, each of its share.
+    is_averaged: bool,
 }
 
 /// Weights, gradients and optimizer state of one model on one rank.
@@ -292,8 +294,9 @@ impl TrainState {
     /// Lets ops see the averaged weights, if there are any, until the value that is returned is dropped.
     pub fn show_average<'a>(&'a self, queue: &'a Queue, zero: &'a Zero) -> Result<ShownAverage<'a>> {
         let mut shown = ShownAverage { state: self, zero, hidden: Vec::new() };
-        for weight in self.weights.iter().filter(|weight| weight.average().is_some()) {
-            let average = weight.average().expect("filtered above");
+        for weight in self.weights.iter().filter(|weight| weight.is_averaged) {
+            // A rank that has nothing of a weight has no average of it either.
+            let average = weight.average().unwrap_or(&weight.master);
             if zero.stage() == Stage::Parameters {
                 zero.set_share(weight.id, weights::cast(queue, average, self.dtype)?);
                 continue;
@@ -327,7 +330,7 @@ impl Drop for ShownAverage<'_> {
             self.state.store.set_weight(id, Some(weight));
         }
         if self.zero.stage() == Stage::Parameters {
-            for weight in self.state.weights.iter().filter(|weight| weight.average().is_some()) {
+            for weight in self.state.weights.iter().filter(|weight| weight.is_averaged) {
                 self.zero.set_share(weight.id, weight.seen().clone());
             }
         }
@@ -347,8 +350,11 @@ impl Weight {
         let is_replicated = range.len() == spec.elements();
         let Some(group) = groups.of(id) else {
             let (states, tensors, master) = (Vec::new(), Vec::new(), weights::cast(queue, &master, dtype)?);
-            return Ok(Self { id, range, master, compute: None, states, tensors, is_frozen: true, is_replicated });
+            let (compute, is_frozen, is_averaged) = (None, true, false);
+            return Ok(Self { id, range, master, compute, states, tensors, is_frozen, is_replicated, is_averaged });
         };
+        let rule_averages = || group.rule.states(spec.shape()).iter().any(|state| state.name == AVERAGE);
+        let is_averaged = has_ema || rule_averages();
         let compute = (dtype != DType::F32).then(|| weights::cast(queue, &master, dtype)).transpose()?;
         let mut states = if range.is_empty() { Vec::new() } else { group.rule.states(master.shape()) };
         states.extend((has_ema && !range.is_empty()).then(|| State::exact(AVERAGE, master.shape())));
@@ -362,7 +368,7 @@ impl Weight {
                 state.allocate(queue, groups.moments)?
             });
         }
-        Ok(Self { id, range, master, compute, states, tensors, is_frozen: false, is_replicated })
+        Ok(Self { id, range, master, compute, states, tensors, is_frozen: false, is_replicated, is_averaged })
     }
 
     /// This rank's share; the store gets the whole weight where ranks do not share weights too.
@@ -390,8 +396,8 @@ impl Weight {
         if is_frozen && !shares_weights {
             // As on one rank: every rank has it, in the compute format alone.
             let (states, tensors, master) = (Vec::new(), Vec::new(), store.weight(id)?);
-            let range = 0..spec.elements();
-            return Ok(Self { id, range, master, compute: None, states, tensors, is_frozen, is_replicated: true });
+            let (range, compute, is_replicated, is_averaged) = (0..spec.elements(), None, true, false);
+            return Ok(Self { id, range, master, compute, states, tensors, is_frozen, is_replicated, is_averaged });
         }
         let shape = if whole { spec.shape() } else { Shape::from([range.len()]) };
         let master = load(range.clone(), shape)?;
