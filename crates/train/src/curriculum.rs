@@ -107,8 +107,11 @@ impl Curriculum {
                 (length - length % difficulty_step).min(*max)
             }
             Self::Discrete { lengths, last_steps, max } => {
-                let is_at = |i: &usize| lengths[*i] >= *max || last_steps.get(*i).is_none_or(|last| step <= *last);
-                lengths[(0..lengths.len()).find(is_at).expect("Curriculum::length: the last length has no last step")]
+                // DeepSpeed looks at the last entry of max_step first; the steps need not ascend.
+                let is_over = last_steps.last().is_none_or(|last| step > *last);
+                let is_at = |i: &usize| lengths[*i] >= *max || (!is_over && step <= last_steps[*i]);
+                let found = (0..last_steps.len()).find(is_at);
+                lengths[found.unwrap_or(last_steps.len())]
             }
         }
     }

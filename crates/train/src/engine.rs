@@ -132,7 +132,8 @@ impl Engine {
         own: Option<Arc<dyn Optimizer>>,
         comm: Option<Comm>,
     ) -> Result<Self> {
-        let groups = ParamGroups::resolve(&config, &model, own)?;
+        let mut groups = ParamGroups::resolve(&config, &model, own)?;
+        groups.settle(&config, &plan);
         let zero = share(&config, &model, &groups, comm);
         let state = TrainState::new(&model, source, &queue, plan.dtype, &groups, config.run.ema_decay, &zero)?;
         let (counters, pending) = Default::default();
@@ -203,6 +204,7 @@ impl Engine {
     /// Settles the length of the run against the data.
     pub(crate) fn resolve_steps(&mut self, epoch_samples: u64) -> Result<()> {
         self.plan = RunPlan::resolve(&self.config, self.plan.sequence_length, epoch_samples)?;
+        self.groups.settle(&self.config, &self.plan);
         Ok(())
     }
 

@@ -1,9 +1,12 @@
 //! Progressive layer drop: whole layers are left out of a micro-batch at random, more of them as training goes on and the
 //! later ones more often.
 //!
-//! After `t` optimizer steps `theta = (1 - theta_end) e^(-gamma t) + theta_end`; layer `l` of `L`, from 1, runs with the
-//! probability `1 - (l / L) (1 - theta)`. A layer that is left out hands its input on. Which ones is a function of seed, step
-//! and micro-batch: a resumed run draws the same. Evaluation runs every layer.
+//! `theta(t) = (1 - theta_end) e^(-gamma t) + theta_end`; layer `l` of `L`, from 1, runs with the probability
+//! `1 - (l / L) (1 - theta)`. A layer that is left out hands its input on. Which ones is a function of seed, step and
+//! micro-batch: a resumed run draws the same. Evaluation runs every layer.
+//!
+//! `t` lags a step behind: DeepSpeed settles theta in `step()`, before it counts the step, so that steps 1 and 2 both run at
+//! `theta(0)` and step `n` at `theta(n - 2)`.
 //!
 //! Source: Zhang & He 2020, arXiv:2010.13369; DeepSpeed `runtime/progressive_layer_drop.py` for theta, which there is handed
 //! to the model. Where we differ from the paper: what a layer adds is not divided by its probability.
@@ -24,9 +27,11 @@ pub struct LayerDropConfig {
 }
 
 impl LayerDropConfig {
-    /// Theta after `steps` optimizer steps: the probability of the last layer. None where the section is off.
+    /// Theta once `steps` optimizer steps are done, which the next one runs at: the probability of the last layer. None where
+    /// the section is off.
     pub fn theta(&self, steps: u64) -> Option<f64> {
-        let theta = (1.0 - self.theta) * (-self.gamma * steps as f64).exp() + self.theta;
+        let t = steps.saturating_sub(1) as f64;
+        let theta = (1.0 - self.theta) * (-self.gamma * t).exp() + self.theta;
         self.enabled.then_some(theta)
     }
 }
@@ -81,10 +86,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn theta_falls_from_one_to_its_end_as_deepspeed_says() {
+    fn theta_falls_from_one_to_its_end_and_lags_a_step_behind_as_in_deepspeed() {
         let config = LayerDropConfig { enabled: true, theta: 0.5, gamma: 0.001 };
-        let thetas = [0, 1000, 1_000_000].map(|steps| config.theta(steps).expect("a theta"));
-        assert_eq!(thetas, [1.0, 0.5 * (-1f64).exp() + 0.5, 0.5]);
+        let thetas = [0, 1, 1001, 1_000_000].map(|steps| config.theta(steps).expect("a theta"));
+        assert_eq!(thetas, [1.0, 1.0, 0.5 * (-1f64).exp() + 0.5, 0.5]);
+        for theta_end in [0.0, 0.1, 0.9, 1.0] {
+            let config = LayerDropConfig { theta: theta_end, ..config };
+            for t in 0..10u64 {
+                let want = (1.0 - theta_end) * (-0.001 * t as f64).exp() + theta_end;
+                assert_eq!(config.theta(t + 1), Some(want), "after step {}", t + 1);
+            }
+        }
         assert_eq!(LayerDropConfig { enabled: false, ..config }.theta(10), None);
     }
 

@@ -58,7 +58,7 @@ impl LossScaler {
     pub fn new(config: Fp16Config) -> Self {
         let first = 2f64.powf(config.initial_scale_power as f64);
         let scale = if config.is_dynamic() { first } else { config.loss_scale };
-        Self { config, state: LossScale { scale, clean_steps: 0, hysteresis: config.hysteresis } }
+        Self { config, state: LossScale { scale, clean_steps: 0, hysteresis: full(&config) } }
     }
 
     /// What the loss of the next step is multiplied by.
@@ -89,12 +89,12 @@ impl LossScaler {
     }
 
     fn clean(&mut self) -> ScaleChange {
-        let Fp16Config { loss_scale_window: window, consecutive_hysteresis, hysteresis, .. } = self.config;
+        let Fp16Config { loss_scale_window: window, consecutive_hysteresis, .. } = self.config;
         let state = &mut self.state;
-        let grows = state.clean_steps > 0 && state.clean_steps.is_multiple_of(window);
+        let grows = state.clean_steps > 0 && state.clean_steps.is_multiple_of(window.unsigned_abs());
         state.clean_steps += 1;
         if consecutive_hysteresis || grows {
-            state.hysteresis = hysteresis;
+            state.hysteresis = full(&self.config);
         }
         if !grows {
             return ScaleChange::None;
@@ -116,6 +116,11 @@ impl LossScaler {
         state.scale = (state.scale / 2.0).max(self.config.min_loss_scale);
         ScaleChange::Lowered
     }
+}
+
+/// Overflows that a dynamic scale bears at first; the configuration keeps them above 0.
+fn full(config: &Fp16Config) -> u64 {
+    config.hysteresis.unsigned_abs()
 }
 
 /// What is said when an update was skipped; in fp16 with the scale of this step and of the next one.
@@ -156,8 +161,8 @@ mod tests {
             let number = |key: &str| case[key].as_u64().unwrap_or_else(|| panic!("{key} in {case}"));
             let mut scaler = LossScaler::new(Fp16Config {
                 initial_scale_power: u64::from(number("initial_scale").ilog2()),
-                loss_scale_window: number("loss_scale_window"),
-                hysteresis: number("hysteresis"),
+                loss_scale_window: number("loss_scale_window") as i64,
+                hysteresis: number("hysteresis") as i64,
                 consecutive_hysteresis: case["consecutive_hysteresis"] == true,
                 min_loss_scale: number("min_loss_scale") as f64,
                 ..FP16

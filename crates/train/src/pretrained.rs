@@ -1,6 +1,7 @@
 //! MODEL on the command line, checkpoints included: what `eval`, `score`, `generate` and `export` open.
 
 use crate::checkpoint::{self, Checkpoint};
+use crate::config::precision;
 use crate::error::{Result, TrainError};
 use crate::export::Export;
 use crate::state::WEIGHT;
@@ -50,12 +51,7 @@ pub fn export(from: &Path, to: &Path, dtype: Option<DType>) -> Result<()> {
         return Err(TrainError::Request(format!("{}: already exists; give a folder that does not", to.display())));
     }
     let (config, tokenizer) = parts(&checkpoint)?;
-    let is_on = |section: &str| checkpoint.manifest().head.config[section]["enabled"] == true;
-    let trained_in = match (is_on("fp16"), is_on("bf16")) {
-        (true, _) => DType::F16,
-        (_, true) => DType::BF16,
-        _ => DType::F32,
-    };
+    let trained_in = precision::dtype_of(&checkpoint.manifest().head.config);
     let tensors = checkpoint.manifest().tensors.iter().filter(|tensor| tensor.kind == WEIGHT);
     let export = Export {
         config: Some(&config),

@@ -78,6 +78,14 @@ pub fn run<O: Observer + Send + 'static>(
     (observer, outcome(ends))
 }
 
+/// Checks everything that can be wrong with the request of such a run, and loads nothing.
+///
+/// # Errors
+/// What is wrong, as one paragraph.
+pub fn check(config: RunConfig, resume: bool, observer: &mut dyn Observer) -> Result<()> {
+    Run::open(config, resume, observer).map(drop)
+}
+
 /// How ranks wait for each other.
 fn limits(config: &RunConfig) -> Limits {
     let (ranks, threads) = (config.num_ranks() as usize, config.run.threads);

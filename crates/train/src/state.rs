@@ -162,8 +162,7 @@ impl TrainState {
                 first: weight.range.start as u64,
                 key: rng::site_key(seed, at.step, ROUNDING_SITES + u64::from(weight.id.0)),
             };
-            let at = Step { lr: at.lr * group.lr_ratio, weight_decay: group.weight_decay, ..*at };
-            group.rule.step(queue, &shard, &at)?;
+            group.rule.step(queue, &shard, &group.step(at))?;
             if let (Some(decay), Some(average)) = (self.ema_decay, weight.average()) {
                 optim::average(queue, average, &weight.master, decay)?;
             }

@@ -91,7 +91,7 @@ fn what_a_curriculum_lacks_is_named_and_one_that_is_off_needs_nothing() {
                 c["schedule_type"] = json!("fixed_discrete");
                 c["schedule_config"] = json!({ "difficulty": [8, 16], "max_step": [5, 9] });
             },
-            "schedule_config.difficulty has 2 items and max_step 2; it must have one more than max_step",
+            "schedule_config.difficulty has 2 items and max_step 2; it must have one more than max_step, which names at least one",
         ),
         (
             &|c| c["schedule_config"]["total_curriculum_steps"] = json!(5),

@@ -320,6 +320,8 @@ fn every_honoured_key_of_the_table_reaches_the_typed_configuration() {
             || matches!(key.path, "run.device" | "data.train" | "data.validation" | "optimizer.groups")
             // It has one value.
             || key.path == "curriculum_learning.curriculum_type"
+            // Any other word than linear is log.
+            || (key.path == "scheduler.params.warmup_type" && matches!(key.kind, Kind::Text))
             // It is written into optimizer.moments.
             || key.path.ends_with(".fp32_optimizer_states")
         {

@@ -68,8 +68,11 @@ pub(crate) fn run(args: Args, global: Global) -> Result<(), Failure> {
     if args.dry_run {
         let report = PlanReport::of(&config, args.ranks).map_err(Failure::before)?;
         // Data, weights and output folder are looked at as well; the run is then dropped.
-        config.ranks = 1;
-        Run::prepare(config, args.resume, &mut ui).map_err(Failure::before)?;
+        if args.ranks > 1 {
+            train::ranks::check(config, args.resume, &mut ui).map_err(Failure::before)?;
+        } else {
+            Run::prepare(config, args.resume, &mut ui).map_err(Failure::before)?;
+        }
         return cmd::plan::print(&report, false);
     }
     let outcome = if args.ranks > 1 {

@@ -202,7 +202,7 @@ fn a_missing_section_is_refused_with_an_example_of_it() {
         (
             "train_batch_size",
             Value::Null,
-            "r.json: neither train_batch_size nor train_micro_batch_size_per_gpu is given; give one of them",
+            "r.json: neither train_batch_size nor train_micro_batch_size_per_gpu is given; give one of them as a number",
         ),
         ("model", json!({}), "r.json: model is empty; it must hold one of path, preset and config"),
     ]);

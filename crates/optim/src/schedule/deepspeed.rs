@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
 
 /// How the rate rises during warm-up under DeepSpeed's schedules.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum WarmupType {
     /// `ln(it + 1) / ln(steps)`: full at `it = steps - 1`.
     Log,
@@ -57,17 +58,29 @@ impl Warmup {
 }
 
 /// A rate that rises without end, to see where training breaks: `min (1 + rate f)`, `f = step / size`.
-/// Keys and defaults are DeepSpeed's `LRRangeTest`.
+/// Keys and defaults are DeepSpeed's `LRRangeTest`. `R`: what the rate is given as, in a run file one or one for each group.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
-pub struct LrRangeTest {
+pub struct LrRangeTest<R = f64> {
     /// The first rate.
-    pub lr_range_test_min_lr: f64,
+    pub lr_range_test_min_lr: R,
     /// Steps of one interval, above 0.
     pub lr_range_test_step_size: u64,
     /// What an interval adds, as a multiple of the first rate.
     pub lr_range_test_step_rate: f64,
     /// The rate rises between intervals alone.
     pub lr_range_test_staircase: bool,
+}
+
+impl<R> LrRangeTest<R> {
+    /// The same with other rates.
+    pub fn map<S>(&self, rate: impl Fn(&R) -> S) -> LrRangeTest<S> {
+        LrRangeTest {
+            lr_range_test_min_lr: rate(&self.lr_range_test_min_lr),
+            lr_range_test_step_size: self.lr_range_test_step_size,
+            lr_range_test_step_rate: self.lr_range_test_step_rate,
+            lr_range_test_staircase: self.lr_range_test_staircase,
+        }
+    }
 }
 
 impl LrRangeTest {
@@ -81,13 +94,15 @@ impl LrRangeTest {
 /// One cycle of the rate up and down, the momentum the other way round; then a slow decay.
 /// Keys are DeepSpeed's `OneCycle`. Source: Smith 2018, arXiv:1803.09820, section 4.
 ///
+/// `R`: what rates and momenta are given as, in a run file one or one for each group.
+///
 /// Where we differ: DeepSpeed lets the momentum grow past 1 as it decays; here it stays below, see `betas`.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
-pub struct OneCycle {
+pub struct OneCycle<R = f64> {
     /// The rate at both ends of the cycle.
-    pub cycle_min_lr: f64,
+    pub cycle_min_lr: R,
     /// The rate at its top.
-    pub cycle_max_lr: f64,
+    pub cycle_max_lr: R,
     /// After the cycle the rate is divided by `1 + this x intervals`; 0: it stays.
     pub decay_lr_rate: f64,
     /// Steps up, above 0.
@@ -103,15 +118,35 @@ pub struct OneCycle {
     /// The optimizer's first beta follows, and its second is 0.99.
     pub cycle_momentum: bool,
     /// The first beta at the top of the cycle.
-    pub cycle_min_mom: f64,
+    pub cycle_min_mom: R,
     /// The first beta at both ends.
-    pub cycle_max_mom: f64,
+    pub cycle_max_mom: R,
     /// After the cycle the first beta is multiplied by `1 + this x intervals`; 0: it stays.
     pub decay_mom_rate: f64,
 }
 
 /// How far the momentum may grow by its decay, unless the cycle itself goes further.
 const HIGHEST_MOMENTUM: f64 = 0.999;
+
+impl<R> OneCycle<R> {
+    /// The same with other rates and momenta.
+    pub fn map<S>(&self, rate: impl Fn(&R) -> S) -> OneCycle<S> {
+        OneCycle {
+            cycle_min_lr: rate(&self.cycle_min_lr),
+            cycle_max_lr: rate(&self.cycle_max_lr),
+            decay_lr_rate: self.decay_lr_rate,
+            cycle_first_step_size: self.cycle_first_step_size,
+            cycle_second_step_size: self.cycle_second_step_size,
+            cycle_first_stair_count: self.cycle_first_stair_count,
+            cycle_second_stair_count: self.cycle_second_stair_count,
+            decay_step_size: self.decay_step_size,
+            cycle_momentum: self.cycle_momentum,
+            cycle_min_mom: rate(&self.cycle_min_mom),
+            cycle_max_mom: rate(&self.cycle_max_mom),
+            decay_mom_rate: self.decay_mom_rate,
+        }
+    }
+}
 
 impl OneCycle {
     /// Steps of the cycle; the step of this index is still inside.

@@ -23,7 +23,7 @@ pub use transformers::{Curve, StableDecay};
 use transformers::{cosine, restarting_cosine};
 
 /// The learning rate of every step of a run. Rates are absolute; steps are optimizer steps.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Schedule {
     /// The same rate always.
     Constant {
@@ -138,6 +138,16 @@ pub enum Schedule {
     OneCycle(OneCycle),
     /// A rate that rises without end.
     LRRangeTest(LrRangeTest),
+    /// A schedule of which some steps have been before the run: DeepSpeed's `last_batch_iteration`. Its constructor then
+    /// writes nothing, so the first step is taken with what the optimizer says itself.
+    From {
+        /// The rate of the first step.
+        lr: f64,
+        /// Steps before the run.
+        start: u64,
+        /// Where they belong.
+        schedule: Box<Schedule>,
+    },
 }
 
 impl Schedule {
@@ -186,6 +196,8 @@ impl Schedule {
             Schedule::WarmupStableDecay { lr, parts } => lr * parts.at(step_index),
             Schedule::OneCycle(cycle) => cycle.lr(step_index),
             Schedule::LRRangeTest(test) => test.lr(step_index),
+            Schedule::From { lr, .. } if step_index == 0 => lr,
+            Schedule::From { start, ref schedule, .. } => schedule.lr(step_index.saturating_add(start)),
         }
     }
 
@@ -193,6 +205,9 @@ impl Schedule {
     pub fn betas(&self, step_index: u64) -> Option<[f64; 2]> {
         match self {
             Schedule::OneCycle(cycle) => cycle.betas(step_index),
+            Schedule::From { start, schedule, .. } if step_index > 0 => {
+                schedule.betas(step_index.saturating_add(*start))
+            }
             _ => None,
         }
     }
@@ -229,6 +244,18 @@ mod tests {
             total_steps: 2,
         };
         assert_eq!((3..8).map(|step| schedule.lr(step)).collect::<Vec<_>>(), [0.625, 0.8125, 0.25, 0.25, 0.25]);
+    }
+
+    #[test]
+    fn a_schedule_with_steps_behind_it_begins_with_the_optimizers_rate_and_goes_on_where_they_end() {
+        let warmup = Warmup { steps: 10, kind: WarmupType::Linear };
+        let whole = Schedule::WarmupLR { min_lr: 0.0, max_lr: 1.0, warmup };
+        let rest = Schedule::From { lr: 0.75, start: 4, schedule: Box::new(whole.clone()) };
+        assert_eq!(rest.lr(0), 0.75);
+        for step in 1..20 {
+            assert_eq!(rest.lr(step), whole.lr(step + 4), "step {step}");
+        }
+        assert_eq!(rest.lr(u64::MAX), 1.0);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! The walk also brings values to one spelling: `"auto"` becomes an absent key (or null, where null means "derive it"),
 //! `5e8` a whole number, a name the table's own case.
 
+use super::instead::instead;
 use super::keys::{Key, Keys, Kind, Status, alternatives, join};
 use serde_json::{Map, Value};
 
@@ -170,7 +171,8 @@ impl Walk<'_> {
                     ("null", _) => format!("it must be {allowed} or absent"),
                     _ => format!("it must be {allowed}"),
                 };
-                let message = format!("{path} is {}, which is not supported yet; {what_to_do}", shown(value));
+                let instead = instead(key.path).map_or(String::new(), |instead| format!(" ({instead})"));
+                let message = format!("{path} is {}, which is not supported yet; {what_to_do}{instead}", shown(value));
                 self.unheeded.not_yet.push(Fault { path: path.to_owned(), message });
             }
         }

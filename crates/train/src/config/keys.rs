@@ -3,6 +3,7 @@
 //! A [`Key`] is one row of the table (`table/`): the only place where a key's name, type, range, default and fate are
 //! written. Checking, filling in defaults, suggestions and documentation all read it.
 
+use super::instead::instead;
 use super::table;
 use super::table::types::{TYPES, TYPES_NOT_YET};
 use super::table::types_later;
@@ -299,7 +300,11 @@ pub(super) fn type_keys(section: &str, name: &str) -> Result<(TypeKeys, Option<S
     let other =
         || others.find(|(_, other)| other.eq_ignore_ascii_case(name)).map(|(of, name)| types_later::open(of, name));
     match types_later::TYPES.iter().find(is_it).copied().or_else(other) {
-        Some(later) => Ok((later, Some(format!(", which is not supported yet{rule}")))),
+        Some(later) => {
+            let place = format!("{section}.type.{}", later.name);
+            let instead = instead(&place).map_or(String::new(), |instead| format!(" ({instead})"));
+            Ok((later, Some(format!(", which is not supported yet{rule}{instead}"))))
+        }
         None => Err(rule),
     }
 }

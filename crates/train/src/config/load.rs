@@ -4,14 +4,14 @@
 //! 1. Read the text ([`super::read`]); older names become today's.
 //! 2. Write `--set` values, then `--model` and `--data`, over it.
 //! 3. Find the keys of the types it names and check every value ([`super::check`]), then what several keys
-//!    say together ([`super::together`], and DeepSpeed's own rules, [`super::compatible`]).
+//!    say together ([`super::together`]).
 //! 4. Fill in defaults ([`super::resolve::fill`]) and read the typed configuration from that.
 
 use super::check::{self, Fault, shown};
 use super::error::ConfigError;
 use super::keys::{Keys, Kind, TypeKeys, join, type_keys};
 use super::resolve::{self, Origin};
-use super::{Given, RunConfig, compatible, encoded, read, together};
+use super::{Given, RunConfig, encoded, read, together};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -74,9 +74,9 @@ pub(super) fn from_value(value: Value, name: &str, overrides: &Overrides<'_>) ->
     let Types { keys, later } = types(&mut root).map_err(blame)?;
     let keys = Keys::new(&keys);
     let mut unheeded = check::check(&keys, &mut root).map_err(blame)?;
-    together::check(&root).map_err(blame)?;
-    compatible::check(&root, &resolve::fill(&keys, &root)).map_err(blame)?;
+    together::check(&root, &resolve::fill(&keys, &root)).map_err(blame)?;
 
+    notices.extend(known_warmup(&mut root));
     derive(&mut root, name, &mut origins);
     let filled = Value::Object(resolve::fill(&keys, &root));
     let mut typed = filled.clone();
@@ -158,11 +158,14 @@ fn rename_older(root: &mut Map<String, Value>) -> Result<Vec<String>, String> {
     Ok(notices)
 }
 
+/// Switches of `zero_optimization` that became sections.
+const SWITCHES: [(&str, &str); 2] = [("cpu_offload", "offload_optimizer"), ("cpu_offload_param", "offload_param")];
+
 /// `cpu_offload: true` becomes `offload_optimizer: { device: cpu }`, and likewise for the weights.
 fn switches_of_offload(root: &mut Map<String, Value>) -> Result<Vec<String>, String> {
     let mut notices = Vec::new();
     let Some(zero) = root.get_mut("zero_optimization").and_then(Value::as_object_mut) else { return Ok(notices) };
-    for (older, today) in [("cpu_offload", "offload_optimizer"), ("cpu_offload_param", "offload_param")] {
+    for (older, today) in SWITCHES {
         let Some(value) = zero.shift_remove(older) else { continue };
         let (older, path) = (format!("zero_optimization.{older}"), format!("zero_optimization.{today}"));
         if zero.contains_key(today) {
@@ -188,7 +191,7 @@ fn own_path(path: &str) -> String {
     renamed.unwrap_or_else(|| path.to_owned())
 }
 
-/// Writes one `key.path=value`; the value is JSON if it reads as such, else text. Returns the path.
+/// Writes one `key.path=value`; the value is JSON if it reads as such, else text. Returns the path that it has in the end.
 fn set(root: &mut Map<String, Value>, text: &str) -> Result<String, ConfigError> {
     let Some((path, raw)) = text.split_once('=').filter(|(path, _)| !path.split('.').any(str::is_empty)) else {
         return Err(ConfigError::about("--set", format!("{text:?} must be key.path=value, such as run.steps=100")));
@@ -209,7 +212,8 @@ fn set(root: &mut Map<String, Value>, text: &str) -> Result<String, ConfigError>
         let found = resolve::at(root, &section).unwrap_or(&Value::Null);
         ConfigError::about("--set", format!("{path} cannot be set: {section} is {}, not a section", shown(found)))
     })?;
-    Ok(path.to_owned())
+    let own = SWITCHES.iter().find(|(older, _)| *path == join("zero_optimization", older));
+    Ok(own.map_or_else(|| path.to_owned(), |(_, own)| join("zero_optimization", own)))
 }
 
 /// `--model` and `--data` replace what the file says of the model and of the training data.
@@ -265,6 +269,20 @@ fn types(root: &mut Map<String, Value>) -> Result<Types, Fault> {
         }
     }
     Ok(found)
+}
+
+/// DeepSpeed takes a curve it does not know for the logarithm, and says so.
+fn known_warmup(root: &mut Map<String, Value>) -> Option<String> {
+    let scheduler = root.get_mut("scheduler")?;
+    let is_deepspeeds = ["WarmupLR", "WarmupDecayLR", "WarmupCosineLR"].iter().any(|name| scheduler["type"] == *name);
+    let curve = scheduler.get_mut("params")?.get_mut("warmup_type")?;
+    if !is_deepspeeds || ["log", "linear"].iter().any(|known| curve == known) {
+        return None;
+    }
+    let notice =
+        format!("scheduler.params.warmup_type is {curve}, which is neither log nor linear: it is taken for log");
+    *curve = "log".into();
+    Some(notice)
 }
 
 /// Values that follow from others rather than from the table.

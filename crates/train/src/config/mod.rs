@@ -5,9 +5,10 @@
 //! | `read` | text to JSON: comments, trailing commas, keys that stand twice |
 //! | [`keys`], `table` | every key: type, range, default, fate, meaning |
 //! | `check`, `together` | the walk over a file against the table; rules between keys |
-//! | `compatible` | DeepSpeed's rules of what goes with what |
+//! | `instead` | what to use in place of keys that do not work yet |
 //! | `load` | file and command line to [`RunConfig`] |
 //! | `rules`, `scheduler` | optimizer and schedule |
+//! | `precision` | f32, bf16 or fp16 |
 //! | `encoded` | a configuration as an argument, in base64 |
 //! | `resolve` | every key with its final value and its origin |
 //! | [`mod@reference`] | the page of all keys, `docs/config.md` |
@@ -20,11 +21,12 @@
 //! Not here: what follows from the numbers ([`crate::plan`]).
 
 mod check;
-mod compatible;
 mod encoded;
 mod error;
+mod instead;
 pub mod keys;
 mod load;
+pub(crate) mod precision;
 mod read;
 pub mod reference;
 mod resolve;
@@ -37,7 +39,9 @@ pub use error::ConfigError;
 pub use load::Overrides;
 pub use resolve::{Fate, Origin, Setting};
 pub use rules::{AdamParams, GroupConfig, MuonParams, NoRule, OptimizerConfig, OptimizerRule, Rated, RatedRule};
-pub use scheduler::{SchedulerConfig, WarmupCurve};
+pub(crate) use scheduler::groups_per_item;
+pub use scheduler::{PerGroup, SchedulerConfig};
+pub(crate) use together::tensor_ranks;
 
 use crate::curriculum::CurriculumConfig;
 use crate::layer_drop::LayerDropConfig;
@@ -182,13 +186,13 @@ pub struct Fp16Config {
     pub loss_scale: f64,
     /// Power of 2 of the first dynamic scale.
     pub initial_scale_power: u64,
-    /// Clean steps between two growths of a dynamic scale, above 0.
-    pub loss_scale_window: u64,
-    /// Overflows until a dynamic scale falls, above 0.
-    pub hysteresis: u64,
+    /// Clean steps between two growths of a dynamic scale, above 0 where there is one.
+    pub loss_scale_window: i64,
+    /// Overflows until a dynamic scale falls, above 0 where there is one.
+    pub hysteresis: i64,
     /// Every clean step fills hysteresis again.
     pub consecutive_hysteresis: bool,
-    /// The lowest dynamic scale, above 0.
+    /// The lowest dynamic scale, above 0 where there is one.
     pub min_loss_scale: f64,
 }
 
@@ -333,6 +337,19 @@ impl RunConfig {
         }
     }
 
+    /// An error about what several keys say together, which the message names itself: it begins with the words of the
+    /// command line that said one of them, else with the file.
+    pub(crate) fn error_of(&self, paths: &[&str], message: impl std::fmt::Display) -> ConfigError {
+        let name = self.given.name.as_str();
+        let mut sources = paths.iter().map(|path| load::source(name, &self.given.origins, path));
+        ConfigError::about(sources.find(|source| *source != name).unwrap_or(name), message)
+    }
+
+    /// The format of activations and compute copies.
+    pub fn dtype(&self) -> tensor::DType {
+        precision::dtype(|section| if section == "fp16" { self.fp16.enabled } else { self.bf16.enabled })
+    }
+
     /// Refuses keys that are known and do not work yet. A plan may hold them, a run may not.
     ///
     /// # Errors
@@ -396,9 +413,13 @@ impl RunConfig {
         self.run.checkpoint_async.or(writer.and_then(|writer| writer.decoupled))
     }
 
-    /// The learning rate of every step, for an optimizer whose own rate is `lr` and a run of `run_steps` steps.
+    /// The learning rate of every step, for an optimizer whose own rate is `lr` and a run of `run_steps` steps: that of the
+    /// weights outside `optimizer.groups`.
     pub fn schedule(&self, lr: f64, run_steps: u64) -> Schedule {
-        self.scheduler.as_ref().map_or(Schedule::Constant { lr }, |scheduler| scheduler.schedule(lr, run_steps))
+        let Some(scheduler) = &self.scheduler else { return Schedule::Constant { lr } };
+        let rest =
+            self.optimizer.as_ref().map_or(0, |optimizer| optimizer.groups.len() * groups_per_item(&optimizer.rule));
+        scheduler.schedule(rest, lr, run_steps)
     }
 
     /// Refuses a schedule that follows evaluations in a run that has none.

@@ -24,6 +24,22 @@ const MAX_STEP_TOKENS: u64 = 1 << 31;
 /// Tokens of one micro-batch: hundreds of times what any accelerator holds the activations of.
 const MAX_MICRO_BATCH_TOKENS: u64 = 1 << 24;
 
+/// The keys of the triangle.
+pub(crate) const BATCH_KEYS: [&str; 3] =
+    ["train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"];
+/// Keys that choose the sizes in their place.
+const ELASTIC_KEYS: [&str; 9] = [
+    "elasticity.enabled",
+    "elasticity.max_train_batch_size",
+    "elasticity.micro_batch_sizes",
+    "elasticity.min_gpus",
+    "elasticity.max_gpus",
+    "elasticity.num_gpus_per_node",
+    "elasticity.model_parallel_size",
+    "elasticity.prefer_larger_batch",
+    "elasticity.version",
+];
+
 /// A number and where it came from, as a message says it.
 struct Sourced {
     number: u64,
@@ -49,10 +65,12 @@ impl Batch {
     /// As [`Batch::resolve`], with the file's name.
     pub fn of(config: &RunConfig, ranks: u64) -> Result<Self, ConfigError> {
         if config.elasticity.enabled {
-            return Elastic::batch(&config.elasticity, ranks).map_err(|message| config.error(message));
+            let error = |message| config.error_of(&ELASTIC_KEYS, message);
+            return Elastic::batch(&config.elasticity, ranks).map_err(error);
         }
         let (train, micro) = (config.train_batch_size, config.train_micro_batch_size_per_gpu);
-        Self::resolve(train, micro, config.gradient_accumulation_steps, ranks).map_err(|message| config.error(message))
+        let batch = Self::resolve(train, micro, config.gradient_accumulation_steps, ranks);
+        batch.map_err(|message| config.error_of(&BATCH_KEYS, message))
     }
 
     /// What follows from the keys that are given, on `ranks` data-parallel ranks.
@@ -89,7 +107,8 @@ impl Batch {
             (None, None, steps) => {
                 let also = steps.map_or(String::new(), |steps| format!(" (gradient_accumulation_steps is {steps})"));
                 return Err(ConfigError::new(format!(
-                    "neither train_batch_size nor train_micro_batch_size_per_gpu is given{also}; give one of them"
+                    "neither train_batch_size nor train_micro_batch_size_per_gpu is given{also}; give one of them as a \
+                     number"
                 )));
             }
         };
@@ -104,8 +123,8 @@ impl Batch {
     /// Refuses steps and micro-batches that no machine holds and no kernel counts.
     pub(crate) fn check_size(&self, sequence_length: usize) -> Result<(), ConfigError> {
         let sizes = [
-            ("train_batch_size", self.train_batch_size, MAX_STEP_TOKENS),
-            ("train_micro_batch_size_per_gpu", self.micro_batch_size, MAX_MICRO_BATCH_TOKENS),
+            (BATCH_KEYS[0], self.train_batch_size, MAX_STEP_TOKENS),
+            (BATCH_KEYS[1], self.micro_batch_size, MAX_MICRO_BATCH_TOKENS),
         ];
         for (key, rows, most) in sizes {
             if rows.saturating_mul(sequence_length as u64) > most {
@@ -120,10 +139,11 @@ impl Batch {
 
     /// The three keys with their final values, for [`RunConfig::resolved`].
     pub fn derived(&self) -> [(&'static str, Value); 3] {
+        let [train, micro, steps] = BATCH_KEYS;
         [
-            ("train_batch_size", self.train_batch_size.into()),
-            ("train_micro_batch_size_per_gpu", self.micro_batch_size.into()),
-            ("gradient_accumulation_steps", self.accumulation_steps.into()),
+            (train, self.train_batch_size.into()),
+            (micro, self.micro_batch_size.into()),
+            (steps, self.accumulation_steps.into()),
         ]
     }
 }
@@ -211,7 +231,7 @@ mod tests {
         assert_eq!(
             refusal(None, None, Some(4), 1),
             "neither train_batch_size nor train_micro_batch_size_per_gpu is given (gradient_accumulation_steps is 4); \
-             give one of them"
+             give one of them as a number"
         );
     }
 

@@ -2,9 +2,9 @@
 //!
 //! Version 0.1 looks for a multiple of a micro-batch that has many divisors; 0.2 does so for nodes and multiplies by their
 //! replicas, and falls back to the number of ranks at hand when that is none of the found ones.
-//! Source: DeepSpeed `elasticity/elasticity.py`, which this follows in its oddities too: the least common multiple of the
-//! micro-batches is a candidate even above the largest batch, and fewer ranks than one node has are no limit. Where it
-//! ends in a `TypeError` because no number of ranks suits, we fall back (0.2) or say so (0.1).
+//! Source: DeepSpeed `elasticity/elasticity.py`, which this follows in its oddities too: fewer ranks than one node has are
+//! no limit, and the micro-batch is the largest that divides, whatever `prefer_larger_batch` says. Where it ends in a
+//! `TypeError` because no number of ranks suits, we fall back (0.2) or say so (0.1).
 
 use super::batch::Batch;
 use crate::config::ElasticityConfig;
@@ -16,9 +16,6 @@ const MANY_DIVISORS: [u64; 38] = [
     25200, 27720, 45360, 50400, 55440, 83160, 110_880, 166_320, 221_760, 277_200, 332_640, 498_960, 554_400, 665_280,
     720_720,
 ];
-
-/// More samples than a step may have.
-const MAX_SAMPLES: u64 = 1 << 31;
 
 /// A batch size and the numbers of data-parallel ranks that divide it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,7 +88,8 @@ impl Elastic {
             _ => max_ranks,
         };
         let multiple = micros.iter().try_fold(1, |all, micro| least_common_multiple(all, *micro));
-        let bases = micros.iter().copied().chain(multiple.filter(|multiple| *multiple <= MAX_SAMPLES));
+        // The micro-batches have been held against the largest batch, their common multiple has not.
+        let bases = micros.iter().copied().chain(multiple.filter(|multiple| *multiple <= max_batch));
         let candidates: BTreeSet<u64> = bases.map(|base| base * many_divisors_below(max_batch / base)).collect();
         let mut best: Option<Self> = None;
         for train_batch_size in candidates {
@@ -122,17 +120,12 @@ impl Elastic {
                  take one of these {count} numbers of ranks: {few}"
             ));
         }
-        let all_ranks = if config.version < 0.2 { ranks } else { ranks * config.model_parallel_size };
-        let fits = |micro: &&u64| {
-            (train_batch_size / all_ranks).is_multiple_of(**micro) && train_batch_size / ranks >= **micro
-        };
-        let micro = config.micro_batch_sizes.iter().filter(fits);
-        // Version 0.2 takes the first that fits when it is not to prefer the larger.
-        let micro = if config.prefer_larger_batch || config.version < 0.2 { micro.max() } else { micro.clone().next() };
-        let Some(&micro_batch_size) = micro else {
+        let share = train_batch_size / ranks;
+        let fits = |micro: &&u64| share.is_multiple_of(**micro);
+        let Some(&micro_batch_size) = config.micro_batch_sizes.iter().filter(fits).max() else {
             return Err(format!(
                 "elasticity gives train_batch_size {train_batch_size}, and none of elasticity.micro_batch_sizes {:?} \
-                 divides the share of one of {all_ranks} ranks",
+                 divides {share}, the share of one of {ranks} ranks",
                 config.micro_batch_sizes
             ));
         };
@@ -209,15 +202,22 @@ mod tests {
     }
 
     #[test]
-    fn the_common_multiple_is_a_candidate_even_above_the_largest_batch() {
-        // 24 = 24 x 1 suits 1, 2, 3, 4, 6, 8, 12 and 24 ranks; 42, the common multiple, as many others, and it is larger.
+    fn the_common_multiple_is_no_candidate_above_the_largest_batch() {
+        // 42, the common multiple, would suit as many numbers of ranks as 24 and is larger.
         let config = config(json!({"max_train_batch_size": 32, "micro_batch_sizes": [1, 2, 3, 7], "version": 0.1}));
-        let elastic = Elastic { train_batch_size: 42, valid_ranks: vec![1, 2, 3, 6, 7, 14, 21, 42] };
-        assert_eq!(Elastic::resolve(&config, 7), Ok(elastic));
-        let batch = Elastic::batch(&config, 7).unwrap();
-        assert_eq!((batch.train_batch_size, batch.micro_batch_size, batch.accumulation_steps), (42, 3, 2));
-        let smaller = ElasticityConfig { prefer_larger_batch: false, ..config };
-        assert_eq!(Elastic::resolve(&smaller, 7).unwrap().train_batch_size, 24);
+        let elastic = Elastic { train_batch_size: 24, valid_ranks: vec![1, 2, 3, 4, 6, 8, 12, 24] };
+        assert_eq!(Elastic::resolve(&config, 4), Ok(elastic));
+        let batch = Elastic::batch(&config, 4).unwrap();
+        assert_eq!((batch.train_batch_size, batch.micro_batch_size, batch.accumulation_steps), (24, 3, 2));
+        let within = ElasticityConfig { max_train_batch_size: 100, micro_batch_sizes: vec![8, 10, 12], ..config };
+        assert!(Elastic::resolve(&within, 1).unwrap().train_batch_size <= 100);
+    }
+
+    #[test]
+    fn the_micro_batch_is_the_largest_that_divides_even_where_the_smaller_batch_is_preferred() {
+        let section = json!({"max_train_batch_size": 48, "micro_batch_sizes": [2, 4], "prefer_larger_batch": false});
+        let batch = Elastic::batch(&config(section), 1).unwrap();
+        assert_eq!((batch.train_batch_size, batch.micro_batch_size), (48, 4));
     }
 
     #[test]

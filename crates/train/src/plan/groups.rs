@@ -7,15 +7,18 @@
 //! 4. Under Muon, what is no hidden matrix follows AdamW.
 //!
 //! # Invariants
-//! - The schedule is that of `optimizer.params.lr`; a group with another rate follows it in proportion.
+//! - The schedule is that of `optimizer.params.lr`; a group with another rate follows it in proportion, or has a schedule of
+//!   its own where that is DeepSpeed's and writes rates ([`GroupRate`]).
 //! - Nothing here depends on values or ranks: the same model and run file give the same groups.
 
-use crate::config::{ConfigError, GroupConfig, OptimizerConfig, OptimizerRule, RatedRule, RunConfig};
+use super::RunPlan;
+use crate::config::{ConfigError, GroupConfig, OptimizerConfig, OptimizerRule, RatedRule, RunConfig, groups_per_item};
 use data::glob_matches;
 use models::param::{POSITIONS, VOCAB};
 use models::{Model, ParamSpec};
 use ops::ParamId;
-use optim::{AVERAGE, Moments, Optimizer};
+use optim::schedule::Schedule;
+use optim::{AVERAGE, Moments, Optimizer, Step};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -23,17 +26,39 @@ use std::sync::Arc;
 pub struct ParamGroup {
     /// The update rule.
     pub rule: Arc<dyn Optimizer>,
-    /// What the scheduled rate is multiplied by.
-    pub lr_ratio: f64,
+    /// How its rate follows from the run's.
+    pub rate: GroupRate,
     /// 0 where nothing decays.
     pub weight_decay: f64,
     /// Outside `optimizer.no_decay`: penalties fall on it too.
     pub decays: bool,
 }
 
+/// How the rate of a group follows from the run's.
+#[derive(Clone, Debug, PartialEq)]
+pub enum GroupRate {
+    /// This many times the scheduled rate of `optimizer.params.lr`.
+    Share(f64),
+    /// A schedule of its own.
+    Own(Schedule),
+}
+
+impl ParamGroup {
+    /// A step of this group, from that of the weights outside `optimizer.groups`.
+    pub fn step(&self, at: &Step) -> Step {
+        let at = Step { weight_decay: self.weight_decay, ..*at };
+        match &self.rate {
+            GroupRate::Share(share) => Step { lr: at.lr * share, ..at },
+            GroupRate::Own(schedule) => Step { lr: schedule.lr(at.step - 1), betas: schedule.betas(at.step - 1), ..at },
+        }
+    }
+}
+
 /// The groups of a model's weights.
 pub struct ParamGroups {
     groups: Vec<ParamGroup>,
+    /// Of each group: its place among all that the run file can name, and its own rate.
+    places: Vec<(usize, f64)>,
     /// By parameter: its group; none where it is frozen or a computed table.
     assigned: Vec<Option<usize>>,
     /// The format of moments.
@@ -56,27 +81,43 @@ impl ParamGroups {
         check_averages(config, main.as_ref())?;
         check_moments(config, optimizer, main.as_ref())?;
         let resolve = Resolve { config, optimizer, own, rules: rules(config, optimizer)? };
-        let (mut groups, mut places, mut assigned) = (Vec::new(), HashMap::new(), Vec::new());
+        let (mut groups, mut found, mut assigned) = (Vec::new(), HashMap::new(), Vec::new());
+        let mut places = Vec::new();
         for spec in &model.params {
             let Some(key) = resolve.key(spec) else {
                 assigned.push(None);
                 continue;
             };
-            let place = *places.entry(key).or_insert(groups.len());
-            if place == groups.len() {
-                groups.push(resolve.group(key)?);
+            let at = *found.entry(key).or_insert(groups.len());
+            if at == groups.len() {
+                let (group, lr) = resolve.group(key)?;
+                groups.push(group);
+                places.push((resolve.place(key), lr));
             }
-            assigned.push(Some(place));
+            assigned.push(Some(at));
         }
         if groups.is_empty() {
-            return Err(config.error("optimizer.groups freezes every weight; at least one must be trained"));
+            return Err(config.error_of(
+                &["optimizer.groups"],
+                "optimizer.groups freezes every weight; at least one must be trained",
+            ));
         }
-        Ok(Self { groups, assigned, moments: optimizer.moments, name: main.name() })
+        Ok(Self { groups, places, assigned, moments: optimizer.moments, name: main.name() })
+    }
+
+    /// Settles the schedules of groups that have their own, now that the run is `plan.steps` long.
+    pub fn settle(&mut self, config: &RunConfig, plan: &RunPlan) {
+        let Some(scheduler) = config.scheduler.as_ref().filter(|scheduler| scheduler.writes_rates()) else { return };
+        for (group, (place, lr)) in self.groups.iter_mut().zip(&self.places) {
+            let schedule = scheduler.schedule(*place, *lr, plan.steps);
+            let is_the_runs = schedule == plan.schedule;
+            group.rate = if is_the_runs { GroupRate::Share(1.0) } else { GroupRate::Own(schedule) };
+        }
     }
 
     /// The group of a parameter; none where it is not trained.
     pub fn of(&self, id: ParamId) -> Option<&ParamGroup> {
-        self.assigned[id.index()].map(|place| &self.groups[place])
+        self.assigned[id.index()].map(|at| &self.groups[at])
     }
 
     /// The name of the rule, by which checkpoints are told apart.
@@ -105,18 +146,28 @@ impl Resolve<'_> {
         (!is_frozen && !spec.is_table()).then(|| (item, decays, is_hidden_matrix(spec)))
     }
 
-    fn group(&self, (item, decays, is_hidden_matrix): GroupKey) -> Result<ParamGroup, ConfigError> {
+    /// The place of a group among all that lists of a schedule have an item for.
+    fn place(&self, (item, _, is_hidden_matrix): GroupKey) -> usize {
+        let per_item = groups_per_item(&self.optimizer.rule);
+        let within = if is_hidden_matrix { 0 } else { per_item - 1 };
+        item.unwrap_or(self.optimizer.groups.len()) * per_item + within
+    }
+
+    /// The group and its own rate.
+    fn group(&self, (item, decays, is_hidden_matrix): GroupKey) -> Result<(ParamGroup, f64), ConfigError> {
         let rule = item.map_or(&self.optimizer.rule, |item| &self.rules[item]);
         let (base, RatedRule { lr, weight_decay, rule }) = (self.optimizer.rule.lr(), rule.rated(is_hidden_matrix));
-        if base == 0.0 && lr != 0.0 {
-            return Err(self.config.error(format!(
+        let has_share = self.config.scheduler.as_ref().is_none_or(|scheduler| !scheduler.writes_rates());
+        if has_share && base == 0.0 && lr != 0.0 {
+            return Err(self.config.error_of(&["optimizer.params.lr"], format!(
                 "optimizer.params.lr is 0 and some weights have the rate {lr}; rates of groups follow the schedule of \
                  optimizer.params.lr in proportion, so it must be above 0"
             )));
         }
-        let lr_ratio = if lr == base { 1.0 } else { lr / base };
+        let rate = GroupRate::Share(if lr == base { 1.0 } else { lr / base });
         let rule = rule.or_else(|| self.own.clone()).expect("check_own found one");
-        Ok(ParamGroup { rule, lr_ratio, weight_decay: if decays { weight_decay } else { 0.0 }, decays })
+        let weight_decay = if decays { weight_decay } else { 0.0 };
+        Ok((ParamGroup { rule, rate, weight_decay, decays }, lr))
     }
 }
 
@@ -138,9 +189,12 @@ fn is_hidden_matrix(spec: &ParamSpec) -> bool {
 
 fn check_own(config: &RunConfig, rule: &OptimizerRule, is_given: bool) -> Result<(), ConfigError> {
     match (matches!(rule, OptimizerRule::Custom(_)), is_given) {
-        (true, false) => Err(config
-            .error("optimizer.type is \"custom\"; its rule must come from a program, through Engine::with_optimizer")),
-        (false, true) => Err(config.error(
+        (true, false) => Err(config.error_of(
+            &["optimizer.type"],
+            "optimizer.type is \"custom\"; its rule must come from a program, through Engine::with_optimizer",
+        )),
+        (false, true) => Err(config.error_of(
+            &["optimizer.type"],
             "optimizer.type is not \"custom\" and the program gives a rule of its own; write { \"type\": \"custom\" }",
         )),
         _ => Ok(()),
@@ -155,7 +209,7 @@ fn check_globs(config: &RunConfig, optimizer: &OptimizerConfig, model: &Model) -
             let mut names = model.params.iter().filter(|spec| !spec.is_table()).map(|spec| &spec.name);
             if !names.any(|name| glob_matches(glob, name)) {
                 let rule = "it must match the name of at least one weight, such as \"*bias\"";
-                return Err(config.error(format!("{path} has {glob:?}, which matches no weight; {rule}")));
+                return Err(config.error_of(&[&path], format!("{path} has {glob:?}, which matches no weight; {rule}")));
             }
         }
     }
@@ -167,13 +221,16 @@ fn check_averages(config: &RunConfig, main: &dyn Optimizer) -> Result<(), Config
     let (name, averages) = (main.name(), main.states([1].into()).iter().any(|state| state.name == AVERAGE));
     if let Some(decay) = config.run.ema_decay.filter(|_| averages) {
         let message = format!("run.ema_decay is {decay}, but {name} averages the weights itself; remove run.ema_decay");
-        return Err(config.error(message));
+        return Err(config.error_of(&["run.ema_decay", "optimizer.type"], message));
     }
     if averages && config.scheduler.is_some() {
-        return Err(config.error(format!(
-            "scheduler is given, but {name} takes the place of a schedule; remove scheduler and warm up by \
+        return Err(config.error_of(
+            &["scheduler", "scheduler.type", "optimizer.type"],
+            format!(
+                "scheduler is given, but {name} takes the place of a schedule; remove scheduler and warm up by \
              optimizer.params.warmup_steps"
-        )));
+            ),
+        ));
     }
     Ok(())
 }
@@ -186,7 +243,7 @@ fn check_moments(config: &RunConfig, optimizer: &OptimizerConfig, main: &dyn Opt
     let moments = serde_json::json!(optimizer.moments);
     let message =
         format!("optimizer.moments is {moments}, but {} keeps none by element; it must be \"f32\"", main.name());
-    Err(config.error(message))
+    Err(config.error_of(&["optimizer.moments", "optimizer.type"], message))
 }
 
 #[cfg(test)]
@@ -211,10 +268,12 @@ mod tests {
         ParamGroups::resolve(&config, &model, None).map(|groups| (model, groups))
     }
 
-    /// Rule, ratio of the rate and decay of the weight with this name.
+    /// Rule, share of the rate and decay of the weight with this name.
     fn of(name: &str, (model, groups): &(Model, ParamGroups)) -> Option<(&'static str, f64, f64)> {
         let (id, _) = model.iter().find(|(_, spec)| spec.name.ends_with(name)).expect("a weight of this name");
-        groups.of(id).map(|group| (group.rule.name(), group.lr_ratio, group.weight_decay))
+        let group = groups.of(id)?;
+        let GroupRate::Share(share) = group.rate else { panic!("{name} has a schedule of its own") };
+        Some((group.rule.name(), share, group.weight_decay))
     }
 
     fn refusal(optimizer: Value, more: Value) -> String {
@@ -254,6 +313,50 @@ mod tests {
         ] {
             assert_eq!(of(name, &groups), Some(want), "{name}");
         }
+    }
+
+    /// The rates of two weights at the tenth update of a run with this scheduler.
+    fn rates(optimizer: Value, scheduler: Value, names: [&str; 2]) -> [f64; 2] {
+        let more = json!({ "scheduler": scheduler, "run": { "steps": 100 } });
+        let (model, mut groups) = groups(optimizer.clone(), more.clone()).unwrap();
+        let file = json!({ "train_batch_size": 1, "optimizer": optimizer, "scheduler": more["scheduler"], "run": more["run"] });
+        let config = RunConfig::from_value(file, "r.json").unwrap();
+        let plan = RunPlan::resolve(&config, 8, 0).unwrap();
+        groups.settle(&config, &plan);
+        let at = Step { step: 10, lr: plan.schedule.lr(9), weight_decay: 0.0, grad_scale: 1.0, betas: None };
+        names.map(|name| {
+            let (id, _) = model.iter().find(|(_, spec)| spec.name.ends_with(name)).expect("a weight of this name");
+            groups.of(id).expect("a group").step(&at).lr
+        })
+    }
+
+    #[test]
+    fn a_schedule_that_writes_rates_gives_one_to_all_groups_a_list_to_each_and_null_leaves_their_own() {
+        let two = json!({ "type": "AdamW", "params": { "lr": 0.5 }, "groups": [{ "match": ["*wte*"], "lr": 0.25 }] });
+        let names = ["wte.weight", "wpe.weight"];
+        for (params, want) in [
+            (json!({ "warmup_num_steps": 2 }), [0.25, 0.5]),
+            (json!({ "warmup_num_steps": 2, "warmup_max_lr": 0.125 }), [0.125, 0.125]),
+            (json!({ "warmup_num_steps": 2, "warmup_max_lr": [0.75, 1.0] }), [0.75, 1.0]),
+            // Eight of sixteen steps: half way up from each minimum.
+            (
+                json!({ "warmup_num_steps": 16, "warmup_type": "linear", "warmup_min_lr": [0.125, 0.25] }),
+                [0.1875, 0.375],
+            ),
+        ] {
+            let scheduler = json!({ "type": "WarmupLR", "params": params });
+            assert_eq!(rates(two.clone(), scheduler.clone(), names), want, "{scheduler}");
+        }
+        // What multiplies keeps the proportion.
+        let cosine = rates(two, json!({ "type": "WarmupCosineLR", "params": { "warmup_num_steps": 2 } }), names);
+        assert_eq!(cosine[0], cosine[1] / 2.0);
+        let muon = json!({ "type": "Muon", "params": { "lr": 0.5, "muon_lr": 0.25 } });
+        let names = ["h.0.mlp.c_fc.weight", "ln_f.weight"];
+        let list = json!({ "type": "LRRangeTest", "params": { "lr_range_test_min_lr": [0.75, 1.0],
+                                                              "lr_range_test_step_rate": 0.0 } });
+        assert_eq!(rates(muon.clone(), list, names), [0.75, 1.0]);
+        let one = json!({ "type": "WarmupDecayLR", "params": { "warmup_num_steps": 9, "warmup_max_lr": 1.0 } });
+        assert_eq!(rates(muon, one, names), [1.0, 1.0]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! DeepSpeed computes batches with the data-parallel ranks alone: all ranks over those that share one sequence, one layer's
 //! matrices or the layers of one model.
 
-use crate::config::{ConfigError, RunConfig};
+use crate::config::{ConfigError, RunConfig, tensor_ranks};
 use std::collections::BTreeMap;
 
 /// Ranks along each axis; their product is the number of ranks.
@@ -19,6 +19,15 @@ pub struct Mesh {
     pub pipeline: u64,
 }
 
+/// Keys that say how ranks are divided.
+const AXES: [&str; 5] = [
+    "data_parallel_size",
+    "sequence_parallel_size",
+    "tensor_parallel.autotp_size",
+    "tensor_parallel.tp.tp_size",
+    "pipeline.stages",
+];
+
 impl Mesh {
     /// Divides `ranks` as the run file says.
     ///
@@ -27,18 +36,18 @@ impl Mesh {
     pub fn of(config: &RunConfig, ranks: u64) -> Result<Self, ConfigError> {
         let number = |path: &str| config.value(path).and_then(|value| value.as_u64()).unwrap_or(1).max(1);
         let sequence = number("sequence_parallel_size");
-        let tensor = number("tensor_parallel.autotp_size").max(number("tensor_parallel.tp.tp_size"));
+        let tensor = tensor_ranks(number);
         let pipeline = number("pipeline.stages");
         let replica = sequence.saturating_mul(tensor).saturating_mul(pipeline);
         if !ranks.is_multiple_of(replica) {
-            return Err(config.error(format!(
+            return Err(config.error_of(&AXES, format!(
                 "{ranks} ranks cannot be divided into sequence_parallel_size {sequence} x tensor_parallel.autotp_size \
                  {tensor} x pipeline.stages {pipeline}; --ranks must be a multiple of {replica}"
             )));
         }
         let mesh = Self { data: ranks / replica, sequence, tensor, pipeline };
         match config.value("data_parallel_size").and_then(|value| value.as_u64()) {
-            Some(wanted) if wanted != mesh.data => Err(config.error(format!(
+            Some(wanted) if wanted != mesh.data => Err(config.error_of(&AXES, format!(
                 "data_parallel_size is {wanted}, but {ranks} ranks over sequence {sequence} x tensor {tensor} x pipeline \
                  {pipeline} are {} replicas; make --ranks {}",
                 mesh.data,

@@ -10,7 +10,7 @@ pub mod report;
 use crate::config::{ConfigError, OptimizerRule, RunConfig, RunLength};
 use crate::curriculum::Curriculum;
 use crate::system::num_cores;
-use batch::Batch;
+use batch::{BATCH_KEYS, Batch};
 use mesh::Mesh;
 use optim::schedule::Schedule;
 use ramp::BatchRamp;
@@ -47,9 +47,13 @@ const DEFAULT_SEQUENCE_LENGTH: usize = 1024;
 pub fn sequence_length(config: &RunConfig, max_positions: Option<usize>) -> Result<usize, ConfigError> {
     let given = config.data.as_ref().and_then(|data| data.sequence_length);
     match (given, max_positions) {
-        (Some(given), Some(max)) if given > max => Err(config
-            .error(format!("data.sequence_length is {given}; it must be at most {max}, the positions of the model"))),
-        (Some(0), _) => Err(config.error("data.sequence_length is 0; it must be at least 1")),
+        (Some(given), Some(max)) if given > max => Err(config.error_of(
+            &["data.sequence_length", "model"],
+            format!("data.sequence_length is {given}; it must be at most {max}, the positions of the model"),
+        )),
+        (Some(0), _) => {
+            Err(config.error_of(&["data.sequence_length"], "data.sequence_length is 0; it must be at least 1"))
+        }
         (Some(given), _) => Ok(given),
         (None, max) => Ok(max.map_or(DEFAULT_SEQUENCE_LENGTH, |max| max.min(DEFAULT_SEQUENCE_LENGTH))),
     }
@@ -66,7 +70,7 @@ fn check_schedule(config: &RunConfig, schedule: &Schedule) -> Result<(), ConfigE
     match *schedule {
         Schedule::Polynomial { lr, end_lr, .. } if config.optimizer.is_some() && end_lr >= lr => {
             let message = format!("scheduler.params.lr_end is {end_lr}; it must be below {lr}, the optimizer's rate");
-            Err(config.error(message))
+            Err(config.error_of(&["scheduler.params.lr_end", "optimizer.params.lr"], message))
         }
         _ => Ok(()),
     }
@@ -99,12 +103,14 @@ impl RunPlan {
         sequence_length: usize,
         epoch_samples: u64,
     ) -> Result<Self, ConfigError> {
-        batch.check_size(sequence_length).map_err(|message| config.error(message))?;
+        let sizes = ["data.sequence_length", BATCH_KEYS[0], BATCH_KEYS[1], BATCH_KEYS[2]];
+        batch.check_size(sequence_length).map_err(|message| config.error_of(&sizes, message))?;
         let ramp = BatchRamp::of(config, &batch)?;
         let steps = match config.length() {
             RunLength::Steps(steps) => steps,
             RunLength::Tokens(_) if config.curriculum_learning.enabled => {
-                return Err(config.error(
+                return Err(config.error_of(
+                    &["run.tokens", "curriculum_learning.enabled"],
                     "run.tokens does not go with curriculum_learning, whose steps have fewer tokens at first; give run.steps \
                      or run.epochs",
                 ));
@@ -116,7 +122,8 @@ impl RunPlan {
         let isa = match &config.run.isa {
             None => Isa::detect(),
             Some(name) => Isa::at_most(name).ok_or_else(|| {
-                config.error(format!("run.isa is {name:?}; it must be one of {}", Isa::NAMES.join(", ")))
+                let rule = Isa::NAMES.join(", ");
+                config.error_of(&["run.isa"], format!("run.isa is {name:?}; it must be one of {rule}"))
             })?,
         };
         let schedule = config.schedule(rule.map_or(0.0, OptimizerRule::lr), steps);
@@ -126,11 +133,7 @@ impl RunPlan {
             ramp,
             sequence_length,
             steps,
-            dtype: match (config.fp16.enabled, config.bf16.enabled) {
-                (true, _) => DType::F16,
-                (_, true) => DType::BF16,
-                _ => DType::F32,
-            },
+            dtype: config.dtype(),
             schedule,
             curriculum: Curriculum::of(&config.curriculum_learning),
             threads: threads_of_rank(config),

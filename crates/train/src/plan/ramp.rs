@@ -40,12 +40,16 @@ impl BatchRamp {
         let Some(RampConfig { start, steps }) = config.run.batch_ramp else {
             return Ok(Self { start: full, full, unit, steps: 0 });
         };
-        let missing =
-            |key: &str, what: &str| config.error(format!("run.batch_ramp.{key} is missing; it must be {what}"));
+        let missing = |key: &str, what: &str| {
+            config.error_of(
+                &["run.batch_ramp.start", "run.batch_ramp.steps"],
+                format!("run.batch_ramp.{key} is missing; it must be {what}"),
+            )
+        };
         let steps = steps.ok_or_else(|| missing("steps", "the number of steps until train_batch_size"))?;
         let start = start.ok_or_else(|| missing("start", "the number of samples of the first step"))?;
         if start > full || !start.is_multiple_of(unit) {
-            return Err(config.error(format!(
+            return Err(config.error_of(&["run.batch_ramp.start"], format!(
                 "run.batch_ramp.start is {start}; it must be a multiple of {unit}, which is one micro-batch on every rank, \
                  and at most {full}, the train_batch_size"
             )));

@@ -7,6 +7,7 @@
 use super::RunPlan;
 use super::batch::Batch;
 use super::mesh::Mesh;
+use crate::config::precision::dtype_of;
 use crate::config::{RunConfig, Setting};
 use crate::engine::Engine;
 use crate::error::Result;
@@ -19,7 +20,7 @@ use models::weights::WeightSource;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use tensor::{MemoryKind, dry};
+use tensor::{DType, MemoryKind, dry};
 
 /// Every derived number of a run.
 #[derive(Clone, Debug, Serialize)]
@@ -184,12 +185,12 @@ fn scaled(mut number: f64, base: f64, units: [&str; 5]) -> String {
 
 fn precision(config: &Value) -> String {
     let fp16 = &config["fp16"];
-    match (fp16["enabled"] == true, config["bf16"]["enabled"] == true) {
-        (true, _) if fp16["loss_scale"] == 0.0 => {
+    match dtype_of(config) {
+        DType::F16 if fp16["loss_scale"] == 0.0 => {
             format!("fp16, weights in f32, dynamic loss scale from 2^{}", fp16["initial_scale_power"])
         }
-        (true, _) => format!("fp16, weights in f32, loss scale {}", fp16["loss_scale"]),
-        (_, true) => "bf16, weights in f32".to_owned(),
+        DType::F16 => format!("fp16, weights in f32, loss scale {}", fp16["loss_scale"]),
+        DType::BF16 => "bf16, weights in f32".to_owned(),
         _ => "f32".to_owned(),
     }
 }

@@ -1,6 +1,6 @@
 //! Batch, precision, optimizer, scheduler, checkpoints and logging.
 
-use super::{COUNT, DTYPE, Key, NOT_NEGATIVE, NOT_YET, OPEN, POSITIVE, SECTION, TEXTS, keys};
+use super::{ANY_INT, ANY_NUMBER, COUNT, DTYPE, Key, NOT_NEGATIVE, NOT_YET, OPEN, POSITIVE, SECTION, TEXTS, keys};
 use crate::config::keys::Kind::{Bool, Int, List, Names, OneOf, Quoted, Text};
 use crate::config::keys::Status::{Honoured, NoEffect, NotYet};
 
@@ -46,11 +46,11 @@ pub(super) static KEYS: &[Key] = keys! {
     "fp16.consecutive_hysteresis", Bool, "false", Honoured, "refills hysteresis at each clean step";
     "fp16.enabled", Bool, "false", Honoured, "weights and activations in f16, masters and moments in f32";
     "fp16.fp16_master_weights_and_grads", Bool, "false", NOT_YET, "masters in fp16";
-    "fp16.hysteresis", COUNT, "2", Honoured, "overflows until the scale falls";
+    "fp16.hysteresis", ANY_INT, "2", Honoured, "overflows until the scale falls";
     "fp16.initial_scale_power", Int { min: 0, max: 126 }, "16", Honoured, "first scale, as a power of 2";
     "fp16.loss_scale", OneOf(&[NOT_NEGATIVE, Quoted(&NOT_NEGATIVE)]), "0", Honoured, "what the loss is multiplied by; 0: dynamic";
-    "fp16.loss_scale_window", COUNT, "1000", Honoured, "clean steps between two growths of the scale";
-    "fp16.min_loss_scale", NOT_NEGATIVE, "1", Honoured, "lowest scale; the run stops when a gradient overflows there";
+    "fp16.loss_scale_window", ANY_INT, "1000", Honoured, "clean steps between two growths of the scale";
+    "fp16.min_loss_scale", ANY_NUMBER, "1", Honoured, "lowest scale; the run stops when a gradient overflows there";
     "gradient_accumulation_steps", POSITIVE, "null", Honoured, "micro-batches of one optimizer step";
     "gradient_clipping", NOT_NEGATIVE, "1.0", Honoured, "largest global L2 norm of the gradient; 0 = off";
     "graph_harvesting", Bool, "false", NoEffect, "CUDA graph of the optimizer step";

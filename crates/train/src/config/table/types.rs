@@ -1,13 +1,18 @@
 //! The keys of `optimizer.params` and `scheduler.params`, which depend on the type beside them.
 
-use super::{ANY_INT, BELOW_ONE, COUNT, Key, NOT_NEGATIVE, NOT_YET, POSITIVE, SHARE, keys};
-use crate::config::keys::Kind::{Bool, Int, Names, Null, Number, OneOf, Pair};
+use super::{BELOW_ONE, COUNT, Key, NOT_NEGATIVE, NOT_YET, POSITIVE, SHARE, keys};
+use crate::config::keys::Kind::{Bool, Int, List, Names, Null, Number, OneOf, Pair, Text};
 use crate::config::keys::Status::{Honoured, NoEffect};
 use crate::config::keys::{Kind, TypeKeys};
 use std::ops::Bound::{Included, Unbounded};
 
 const RATE_OR_OPTIMIZERS: Kind = OneOf(&[NOT_NEGATIVE, Null]);
-const WARMUP_TYPE: Kind = Names(&["log", "linear"]);
+/// One for all groups of weights, or a list with one for each.
+const RATES: Kind = OneOf(&[NOT_NEGATIVE, List(&NOT_NEGATIVE)]);
+const RATES_OR_OPTIMIZERS: Kind = OneOf(&[NOT_NEGATIVE, List(&NOT_NEGATIVE), Null]);
+const MOMENTA: Kind = OneOf(&[BELOW_ONE, List(&BELOW_ONE)]);
+/// -1: with the run.
+const LAST_STEP: Kind = Int { min: -1, max: i64::MAX };
 const CURVE: Kind = Names(&["linear", "cosine", "1-sqrt"]);
 
 /// Optimizers and schedules that are built, by the name of their type.
@@ -209,29 +214,29 @@ static CUSTOM: &[Key] = keys! {
 };
 
 static WARMUP: &[Key] = keys! {
-    "scheduler.params.last_batch_iteration", ANY_INT, "-1", NOT_YET, "where the count begins";
-    "scheduler.params.warmup_max_lr", RATE_OR_OPTIMIZERS, "null", Honoured, "rate after the warm-up; null: the optimizer's";
-    "scheduler.params.warmup_min_lr", NOT_NEGATIVE, "0.0", Honoured, "first rate";
+    "scheduler.params.last_batch_iteration", LAST_STEP, "-1", Honoured, "steps of the schedule, less one, that were before the run; the first step then has the optimizer's own rate";
+    "scheduler.params.warmup_max_lr", RATES_OR_OPTIMIZERS, "null", Honoured, "rate after the warm-up, a list: one for each group of weights; null: the optimizer's";
+    "scheduler.params.warmup_min_lr", RATES, "0.0", Honoured, "first rate";
     "scheduler.params.warmup_num_steps", POSITIVE, "1000", Honoured, "steps of the warm-up; fewer than 2 count as 2";
-    "scheduler.params.warmup_type", WARMUP_TYPE, "\"log\"", Honoured, "curve of the warm-up";
+    "scheduler.params.warmup_type", Text, "\"log\"", Honoured, "curve of the warm-up, log or linear; DeepSpeed takes any other word for log";
 };
 
 static WARMUP_DECAY: &[Key] = keys! {
-    "scheduler.params.last_batch_iteration", ANY_INT, "-1", NOT_YET, "where the count begins";
+    "scheduler.params.last_batch_iteration", LAST_STEP, "-1", Honoured, "steps of the schedule, less one, that were before the run; the first step then has the optimizer's own rate";
     "scheduler.params.total_num_steps", COUNT, "null", Honoured, "steps of warm-up and decay; null: the run's";
-    "scheduler.params.warmup_max_lr", RATE_OR_OPTIMIZERS, "0.001", Honoured, "rate after the warm-up; null: the optimizer's";
-    "scheduler.params.warmup_min_lr", NOT_NEGATIVE, "0.0", Honoured, "first and last rate";
+    "scheduler.params.warmup_max_lr", RATES_OR_OPTIMIZERS, "0.001", Honoured, "rate after the warm-up, a list: one for each group of weights; null: the optimizer's";
+    "scheduler.params.warmup_min_lr", RATES, "0.0", Honoured, "first and last rate";
     "scheduler.params.warmup_num_steps", POSITIVE, "1000", Honoured, "steps of the warm-up; fewer than 2 count as 2";
-    "scheduler.params.warmup_type", WARMUP_TYPE, "\"log\"", Honoured, "curve of the warm-up";
+    "scheduler.params.warmup_type", Text, "\"log\"", Honoured, "curve of the warm-up, log or linear; DeepSpeed takes any other word for log";
 };
 
 static WARMUP_COSINE: &[Key] = keys! {
     "scheduler.params.cos_min_ratio", SHARE, "0.0001", Honoured, "last rate, as a share of the optimizer's";
-    "scheduler.params.last_batch_iteration", ANY_INT, "-1", NOT_YET, "where the count begins";
+    "scheduler.params.last_batch_iteration", LAST_STEP, "-1", Honoured, "steps of the schedule, less one, that were before the run; the first step then has the optimizer's own rate";
     "scheduler.params.total_num_steps", COUNT, "null", Honoured, "steps of warm-up and decay; null: the run's";
     "scheduler.params.warmup_min_ratio", SHARE, "0.0", Honoured, "second rate, as a share of the optimizer's; the first is 0";
-    "scheduler.params.warmup_num_steps", COUNT, "1000", Honoured, "steps of the warm-up; fewer than 2 count as 2";
-    "scheduler.params.warmup_type", WARMUP_TYPE, "\"log\"", Honoured, "curve of the warm-up";
+    "scheduler.params.warmup_num_steps", POSITIVE, "1000", Honoured, "steps of the warm-up; fewer than 2 count as 2";
+    "scheduler.params.warmup_type", Text, "\"log\"", Honoured, "curve of the warm-up, log or linear; DeepSpeed takes any other word for log";
 };
 
 static CONSTANT: &[Key] = keys! {
@@ -307,22 +312,22 @@ static REDUCE_LR_ON_PLATEAU: &[Key] = keys! {
 static ONE_CYCLE: &[Key] = keys! {
     "scheduler.params.cycle_first_stair_count", COUNT, "0", Honoured, "stairs on the way up; 0: a line";
     "scheduler.params.cycle_first_step_size", POSITIVE, "2000", Honoured, "steps up";
-    "scheduler.params.cycle_max_lr", NOT_NEGATIVE, "null", Honoured, "rate at the top; must be given";
-    "scheduler.params.cycle_max_mom", BELOW_ONE, "0.9", Honoured, "first beta at both ends of the cycle";
-    "scheduler.params.cycle_min_lr", NOT_NEGATIVE, "null", Honoured, "rate at both ends of the cycle; must be given";
-    "scheduler.params.cycle_min_mom", BELOW_ONE, "0.8", Honoured, "first beta at the top, and of the very first step";
+    "scheduler.params.cycle_max_lr", RATES, "null", Honoured, "rate at the top; must be given";
+    "scheduler.params.cycle_max_mom", MOMENTA, "0.9", Honoured, "first beta at both ends of the cycle";
+    "scheduler.params.cycle_min_lr", RATES, "null", Honoured, "rate at both ends of the cycle; must be given";
+    "scheduler.params.cycle_min_mom", MOMENTA, "0.8", Honoured, "first beta at the top, and of the very first step";
     "scheduler.params.cycle_momentum", Bool, "true", Honoured, "the optimizer's first beta follows the cycle, its second is 0.99";
     "scheduler.params.cycle_second_stair_count", COUNT, "null", Honoured, "stairs on the way down; null: as many as up";
     "scheduler.params.cycle_second_step_size", COUNT, "null", Honoured, "steps down; null: as many as up";
     "scheduler.params.decay_lr_rate", NOT_NEGATIVE, "0.0", Honoured, "after the cycle the rate is divided by 1 + this x intervals";
     "scheduler.params.decay_mom_rate", NOT_NEGATIVE, "0.0", Honoured, "after the cycle the first beta is multiplied by 1 + this x intervals, up to 0.999";
     "scheduler.params.decay_step_size", COUNT, "0", Honoured, "steps of an interval of the decay; 0: no decay";
-    "scheduler.params.last_batch_iteration", ANY_INT, "-1", NOT_YET, "where the count begins";
+    "scheduler.params.last_batch_iteration", LAST_STEP, "-1", Honoured, "steps of the schedule, less one, that were before the run; the first step then has the optimizer's own rate";
 };
 
 static LR_RANGE_TEST: &[Key] = keys! {
-    "scheduler.params.last_batch_iteration", ANY_INT, "-1", NOT_YET, "where the count begins";
-    "scheduler.params.lr_range_test_min_lr", NOT_NEGATIVE, "0.001", Honoured, "first rate";
+    "scheduler.params.last_batch_iteration", LAST_STEP, "-1", Honoured, "steps of the schedule, less one, that were before the run; the first step then has the optimizer's own rate";
+    "scheduler.params.lr_range_test_min_lr", RATES, "0.001", Honoured, "first rate";
     "scheduler.params.lr_range_test_staircase", Bool, "false", Honoured, "the rate rises between intervals alone";
     "scheduler.params.lr_range_test_step_rate", NOT_NEGATIVE, "1.0", Honoured, "what an interval adds, as a multiple of the first rate";
     "scheduler.params.lr_range_test_step_size", POSITIVE, "2000", Honoured, "steps of an interval";

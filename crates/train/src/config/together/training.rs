@@ -1,37 +1,15 @@
-//! What several keys say together: rules that no single row of the table can hold.
+//! Rules of model, data, optimizer, schedule and curriculum.
 
-use super::check::{Fault, shown};
-use super::keys::join;
-use super::resolve;
-use crate::loss_scale::MAX_SCALE;
-use serde_json::{Map, Value};
+use super::{Fault, File, fault};
+use crate::config::check::shown;
+use crate::config::keys::join;
+use serde_json::Value;
 
-/// Checks a file whose keys are right each by itself.
-pub(super) fn check(root: &Map<String, Value>) -> Result<(), Fault> {
-    let file = File(root);
-    file.at_most_one_of(["model.path", "model.preset", "model.config"])?;
-    file.at_most_one_of(["run.steps", "run.epochs", "run.tokens"])?;
-    file.model()?;
-    file.sources("data.train")?;
-    file.sources("data.validation")?;
-    file.data()?;
-    file.loss_scale()?;
-    file.optimizer()?;
-    file.scheduler()?;
-    file.curriculum()?;
-    file.buckets()
-}
-
-struct File<'a>(&'a Map<String, Value>);
-
-fn fault(path: &str, message: String) -> Result<(), Fault> {
-    Err(Fault { path: path.to_owned(), message })
-}
-
-impl<'a> File<'a> {
-    /// What the file says at `path`; null says nothing.
-    fn given(&self, path: &str) -> Option<&'a Value> {
-        resolve::at(self.0, path).filter(|value| !value.is_null())
+impl File<'_> {
+    /// A model from one place, and a length in one unit.
+    pub(super) fn lengths(&self) -> Result<(), Fault> {
+        self.at_most_one_of(["model.path", "model.preset", "model.config"])?;
+        self.at_most_one_of(["run.steps", "run.epochs", "run.tokens"])
     }
 
     fn at_most_one_of(&self, group: [&str; 3]) -> Result<(), Fault> {
@@ -42,7 +20,8 @@ impl<'a> File<'a> {
         fault(second, format!("{first} is {a} and {second} is {b}; keep one of {one}, {two} and {three}"))
     }
 
-    fn model(&self) -> Result<(), Fault> {
+    /// A model from somewhere.
+    pub(super) fn model(&self) -> Result<(), Fault> {
         let is_empty = ["path", "preset", "config"].iter().all(|name| self.given(&join("model", name)).is_none());
         match self.given("model") {
             Some(_) if is_empty => fault("model", "model is empty; it must hold one of path, preset and config".into()),
@@ -50,8 +29,13 @@ impl<'a> File<'a> {
         }
     }
 
-    /// A list of sources names at least one, and each has a path.
-    fn sources(&self, path: &str) -> Result<(), Fault> {
+    /// Lists of sources name at least one each, and each source has a path.
+    pub(super) fn sources(&self) -> Result<(), Fault> {
+        self.sources_at("data.train")?;
+        self.sources_at("data.validation")
+    }
+
+    fn sources_at(&self, path: &str) -> Result<(), Fault> {
         let Some(Value::Array(sources)) = self.given(path) else { return Ok(()) };
         if sources.is_empty() {
             return fault(path, format!("{path} is []; it must name at least one source"));
@@ -62,7 +46,8 @@ impl<'a> File<'a> {
         }
     }
 
-    fn data(&self) -> Result<(), Fault> {
+    /// What the data section cannot be without.
+    pub(super) fn data(&self) -> Result<(), Fault> {
         if self.given("data").is_some() && self.given("data.train").is_none() {
             return fault("data", "data.train is missing; it must be a path, a glob or a list of sources".into());
         }
@@ -74,30 +59,8 @@ impl<'a> File<'a> {
         Ok(())
     }
 
-    /// DeepSpeed's rule: a dynamic scale that can move.
-    fn loss_scale(&self) -> Result<(), Fault> {
-        let is_on = self.given("fp16.enabled") == Some(&Value::Bool(true));
-        if !is_on {
-            return Ok(());
-        }
-        let number = |path: &str| self.given(path).and_then(Value::as_f64);
-        let scale = number("fp16.loss_scale").unwrap_or(0.0);
-        for path in ["fp16.loss_scale", "fp16.min_loss_scale"] {
-            if let Some(scale) = number(path).filter(|scale| *scale > MAX_SCALE) {
-                return fault(path, format!("{path} is {scale:e}; it must be at most 2^126"));
-            }
-        }
-        for path in ["fp16.loss_scale_window", "fp16.hysteresis", "fp16.min_loss_scale"] {
-            if scale == 0.0 && number(path) == Some(0.0) {
-                let message = format!("{path} is 0; it must be above 0 where fp16.loss_scale is 0, which is dynamic");
-                return fault(path, message);
-            }
-        }
-        Ok(())
-    }
-
     /// The rules of `optimizer.params`, and of what groups of weights say in their place.
-    fn optimizer(&self) -> Result<(), Fault> {
+    pub(super) fn optimizer(&self) -> Result<(), Fault> {
         let params = self.given("optimizer.params");
         self.nesterov("optimizer.params", &[params])?;
         let groups = self.given("optimizer.groups").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
@@ -142,7 +105,7 @@ impl<'a> File<'a> {
     }
 
     /// Settings of a schedule that have no default.
-    fn scheduler(&self) -> Result<(), Fault> {
+    pub(super) fn scheduler(&self) -> Result<(), Fault> {
         let needed = match self.given("scheduler.type").and_then(Value::as_str) {
             Some("OneCycle") => &["cycle_min_lr", "cycle_max_lr"][..],
             Some("warmup_stable_decay") => &["num_decay_steps"],
@@ -166,8 +129,29 @@ impl<'a> File<'a> {
         Ok(())
     }
 
+    /// A list of a schedule has an item for each group of weights.
+    pub(super) fn rates_of_groups(&self) -> Result<(), Fault> {
+        let items = self.given("optimizer.groups").and_then(Value::as_array).map_or(0, Vec::len) + 1;
+        let is_muon = self.given("optimizer.type").is_some_and(|name| name == "Muon");
+        let groups = if is_muon { 2 * items } else { items };
+        let params = self.given("scheduler.params").and_then(Value::as_object);
+        for (name, value) in params.into_iter().flatten() {
+            let Some(length) = value.as_array().map(Vec::len).filter(|length| *length != groups) else { continue };
+            let path = join("scheduler.params", name);
+            let each = if is_muon { ", in each of them hidden matrices first" } else { "" };
+            return fault(
+                &path,
+                format!(
+                    "{path} has {length} items; it must be a number or have {groups}, one for each of optimizer.groups and \
+                     then one for the other weights{each}"
+                ),
+            );
+        }
+        Ok(())
+    }
+
     /// What a curriculum needs when it is on.
-    fn curriculum(&self) -> Result<(), Fault> {
+    pub(super) fn curriculum(&self) -> Result<(), Fault> {
         let at = |name: &str| join("curriculum_learning", name);
         if self.given(&at("enabled")) != Some(&Value::Bool(true)) {
             return Ok(());
@@ -206,23 +190,29 @@ impl<'a> File<'a> {
         }
         let count = |name: &str| self.given(&at(name)).and_then(Value::as_array).map_or(0, Vec::len);
         let (lengths, last_steps) = (count("schedule_config.difficulty"), count("schedule_config.max_step"));
-        if self.given(&path).is_some_and(|kind| kind == "fixed_discrete") && lengths != last_steps + 1 {
+        let is_uneven = last_steps == 0 || lengths != last_steps + 1;
+        if self.given(&path).is_some_and(|kind| kind == "fixed_discrete") && is_uneven {
             let path = at("schedule_config.difficulty");
-            let message =
-                format!("{path} has {lengths} items and max_step {last_steps}; it must have one more than max_step");
+            let message = format!(
+                "{path} has {lengths} items and max_step {last_steps}; it must have one more than max_step, which names at least one"
+            );
             return fault(&path, message);
         }
         Ok(())
     }
 
-    /// DeepSpeed's rule: NCCL wants the gather to start at even elements.
-    fn buckets(&self) -> Result<(), Fault> {
-        let path = "zero_optimization.allgather_bucket_size";
-        match self.given(path) {
-            Some(size) if size.as_i64().is_some_and(|size| size % 2 != 0) => {
-                Err(Fault::value(path, size, "a multiple of 2"))
+    /// Features that cannot be without one of their keys.
+    pub(super) fn needed(&self) -> Result<(), Fault> {
+        let sampling = "data_efficiency.data_sampling";
+        let heads = "compression_training.head_pruning.shared_parameters";
+        for (section, key) in [(format!("{sampling}.dynamic_batching"), "max_tokens"), (heads.to_owned(), "num_heads")]
+        {
+            let (switch, path) = (format!("{section}.enabled"), format!("{section}.{key}"));
+            if self.is_active(&switch) && self.value(&path).is_null() {
+                return Err(Fault { message: format!("{path} is missing; {switch} needs it"), path });
             }
-            _ => Ok(()),
         }
+        let rates = "data_efficiency.data_routing.random_ltd.layer_token_lr_schedule.enabled";
+        self.refuse(self.is_active(rates), rates, ", which DeepSpeed does not have; it must be false")
     }
 }

@@ -1,118 +1,21 @@
-//! DeepSpeed's rules of what goes with what, for values that are right each by itself.
-//!
-//! A rule looks at final values, defaults filled in. A feature that is switched off is not looked at.
-//! Source: DeepSpeed 0.19, its configuration classes and the assertions of its engine. Left out: what concerns calls
-//! of a program rather than keys.
+//! Rules of what ranks share and how they talk, of offload, pipelines and elasticity.
 
-use super::check::{Fault, shown};
-use super::keys::join;
-use super::resolve;
-use serde_json::{Map, Value};
+use super::{Fault, File, fault};
+use crate::config::check::shown;
+use serde_json::Value;
 
-/// Checks `filled`, the whole configuration; `given` is what was said of it.
-pub(super) fn check(given: &Map<String, Value>, filled: &Map<String, Value>) -> Result<(), Fault> {
-    let file = File { given, filled };
-    file.precision()?;
-    file.half_masters()?;
-    file.gradients()?;
-    file.offload()?;
-    file.zenflow()?;
-    file.axes()?;
-    file.optimizer()?;
-    file.tensor_parallel()?;
-    file.needed()?;
-    file.elasticity()
+/// Ranks that split each matrix, which two keys can say; 1: none. `number`: what stands at a path, 0 for nothing.
+pub(crate) fn tensor_ranks(number: impl Fn(&str) -> u64) -> u64 {
+    number("tensor_parallel.autotp_size").max(number("tensor_parallel.tp.tp_size")).max(1)
 }
 
-struct File<'a> {
-    given: &'a Map<String, Value>,
-    filled: &'a Map<String, Value>,
-}
-
-/// `path is value: why`.
-fn fault(path: &str, value: &Value, why: &str) -> Result<(), Fault> {
-    Err(Fault { path: path.to_owned(), message: format!("{path} is {}{why}", shown(value)) })
-}
-
-impl<'a> File<'a> {
-    fn value(&self, path: &str) -> &'a Value {
-        resolve::at(self.filled, path).unwrap_or(&Value::Null)
-    }
-
-    fn is_on(&self, path: &str) -> bool {
-        self.value(path) == &Value::Bool(true)
-    }
-
-    /// Whether a switch is on, and no section around it is switched off.
-    fn is_active(&self, switch: &str) -> bool {
-        let is_off = |end: usize| self.value(&join(&switch[..end], "enabled")) == &Value::Bool(false);
-        self.is_on(switch) && !switch.match_indices('.').any(|(end, _)| is_off(end))
-    }
-
-    fn says(&self, path: &str, word: &str) -> bool {
-        self.value(path) == word
-    }
-
-    /// A number; 0 where there is none.
-    fn number(&self, path: &str) -> f64 {
-        self.value(path).as_f64().unwrap_or(0.0)
-    }
-
-    fn stage(&self) -> u64 {
-        self.number("zero_optimization.stage") as u64
-    }
-
+impl File<'_> {
     fn offloads_optimizer(&self) -> bool {
         matches!(self.value("zero_optimization.offload_optimizer.device").as_str(), Some("cpu" | "nvme"))
     }
 
-    /// Refuses what is at `path` if `is_wrong`.
-    fn refuse(&self, is_wrong: bool, path: &str, why: &str) -> Result<(), Fault> {
-        if is_wrong { fault(path, self.value(path), why) } else { Ok(()) }
-    }
-
-    fn precision(&self) -> Result<(), Fault> {
-        let (fp16, bf16, amp) = (self.is_on("fp16.enabled"), self.is_on("bf16.enabled"), self.is_on("amp.enabled"));
-        self.refuse(fp16 && bf16, "fp16.enabled", ", and so is bf16.enabled; keep one of them")?;
-        self.refuse(
-            amp && self.stage() > 0,
-            "amp.enabled",
-            &format!(", but zero_optimization.stage is {}; apex works with stage 0 alone", self.stage()),
-        )?;
-        let mode = if fp16 {
-            "fp16"
-        } else if bf16 {
-            "bf16"
-        } else {
-            "fp32"
-        };
-        let param = self.value("data_types.param_dtype");
-        let is_other = param.as_str().is_some_and(|param| short(param) != mode);
-        self.refuse(
-            is_other,
-            "data_types.param_dtype",
-            &format!(", but the weights are {mode} by fp16.enabled and bf16.enabled; remove it or make it \"{mode}\""),
-        )
-    }
-
-    fn half_masters(&self) -> Result<(), Fault> {
-        let is_sharded = (1..=3).contains(&self.stage());
-        let fp16 = "fp16.fp16_master_weights_and_grads";
-        let is_adam = matches!(self.value("optimizer.type").as_str(), None | Some("Adam" | "AdamW"));
-        let is_allowed = is_sharded && self.says("zero_optimization.offload_optimizer.device", "cpu") && is_adam;
-        self.refuse(
-            self.is_on("fp16.enabled") && self.is_on(fp16) && !is_allowed,
-            fp16,
-            "; it needs zero_optimization.stage 1, 2 or 3, offload_optimizer.device \"cpu\" and an Adam",
-        )?;
-        let (masters, states) = ("bf16.bf16_master_weights_and_grads", "bf16.bf16_optimizer_states");
-        let says = |path: &str| self.is_on("bf16.enabled") && self.is_on(path);
-        self.refuse(says(masters) && !is_sharded, masters, "; it needs zero_optimization.stage 1, 2 or 3")?;
-        self.refuse(says(states) && !says(masters), states, "; it needs bf16.bf16_master_weights_and_grads")
-    }
-
-    /// How ranks join gradients, and who says where a step ends.
-    fn gradients(&self) -> Result<(), Fault> {
+    /// How ranks join gradients.
+    pub(super) fn gradients(&self) -> Result<(), Fault> {
         let sums = self.says("gradient_allreduce_op", "sum");
         let zenflow = !self.value("zero_optimization.zenflow").is_null();
         let compiles = self.is_on("compile.deepcompile");
@@ -129,19 +32,29 @@ impl<'a> File<'a> {
         let factor = "gradient_predivide_factor";
         self.refuse(scatters && self.number(factor) != 1.0, factor, &format!("{why} 1.0"))?;
         self.refuse(scatters && self.is_on("prescale_gradients"), "prescale_gradients", &format!("{why} false"))?;
-        let is_managed = self.is_on("managed_gradient_accumulation");
+        Ok(())
+    }
+
+    /// Who says where a step ends.
+    pub(super) fn accumulation(&self) -> Result<(), Fault> {
+        let managed = "managed_gradient_accumulation";
+        if self.is_on(managed) {
+            return Ok(());
+        }
+        let overlaps = self.is_on("zero_optimization.overlap_comm") && self.stage() < 2;
         for (is_wrong, other) in [
             (self.number("pipeline.stages") > 1.0, "pipeline.stages"),
-            (compiles, "compile.deepcompile"),
+            (self.is_on("compile.deepcompile"), "compile.deepcompile"),
             (self.is_on("amp.enabled"), "amp.enabled"),
+            (overlaps, "zero_optimization.overlap_comm below stage 2"),
         ] {
-            let why = format!(", which does not go with {other}; it must be true");
-            self.refuse(!is_managed && is_wrong, "managed_gradient_accumulation", &why)?;
+            self.refuse(is_wrong, managed, &format!(", which does not go with {other}; it must be true"))?;
         }
         Ok(())
     }
 
-    fn offload(&self) -> Result<(), Fault> {
+    /// What may lie elsewhere.
+    pub(super) fn offload(&self) -> Result<(), Fault> {
         let wants_3 = format!(", which needs zero_optimization.stage 3; the stage is {}", self.stage());
         let is_early = self.stage() < 3;
         let section = |name: &str| format!("zero_optimization.offload_{name}");
@@ -160,7 +73,8 @@ impl<'a> File<'a> {
         self.refuse(self.is_on(buffer) && !has_both, buffer, "; it needs partition_activations and number_checkpoints")
     }
 
-    fn zenflow(&self) -> Result<(), Fault> {
+    /// The intervals of ZenFlow, and where it works.
+    pub(super) fn zenflow(&self) -> Result<(), Fault> {
         let section = "zero_optimization.zenflow";
         if self.value(section).is_null() {
             return Ok(());
@@ -177,10 +91,9 @@ impl<'a> File<'a> {
     }
 
     /// Ways of sharing work that exclude each other.
-    fn axes(&self) -> Result<(), Fault> {
+    pub(super) fn axes(&self) -> Result<(), Fault> {
         let stage = self.stage();
-        let autotp = "tensor_parallel.autotp_size";
-        let splits = self.number(autotp).max(self.number("tensor_parallel.tp.tp_size")) > 1.0;
+        let splits = tensor_ranks(|path| self.number(path) as u64) > 1;
         self.refuse(
             splits && stage == 3,
             "zero_optimization.stage",
@@ -200,7 +113,8 @@ impl<'a> File<'a> {
         )
     }
 
-    fn optimizer(&self) -> Result<(), Fault> {
+    /// Optimizers that ask something of how ranks work.
+    pub(super) fn exchange(&self) -> Result<(), Fault> {
         let kind = self.value("optimizer.type").as_str().unwrap_or_default();
         let one_bit = matches!(kind, "OneBitAdam" | "OneBitLamb" | "ZeroOneAdam") && self.stage() > 0;
         self.refuse(
@@ -221,7 +135,7 @@ impl<'a> File<'a> {
     }
 
     /// A view has sizes above 0 or -1, and one of several sizes only along the axis that is cut.
-    fn tensor_parallel(&self) -> Result<(), Fault> {
+    pub(super) fn tensor_parallel(&self) -> Result<(), Fault> {
         let section = "tensor_parallel.partition_config.layer_specs";
         let specs = self.value(section).as_array().map_or(&[][..], Vec::as_slice);
         for (i, spec) in specs.iter().enumerate() {
@@ -233,39 +147,22 @@ impl<'a> File<'a> {
                 let is_right = parts.map_or(is_size(size), |parts| axis as u64 == cut && parts.iter().all(is_size));
                 if !is_right {
                     let why = format!("; it must be above 0 or -1, or a list of such along axis {cut}, which is cut");
-                    return fault(&format!("{section}[{i}].shape[{axis}]"), size, &why);
+                    let path = format!("{section}[{i}].shape[{axis}]");
+                    return fault(&path, format!("{path} is {}{why}", shown(size)));
                 }
             }
         }
         Ok(())
     }
 
-    /// Features that cannot be without one of their keys.
-    fn needed(&self) -> Result<(), Fault> {
-        let sampling = "data_efficiency.data_sampling";
-        let heads = "compression_training.head_pruning.shared_parameters";
-        for (section, key) in [(format!("{sampling}.dynamic_batching"), "max_tokens"), (heads.to_owned(), "num_heads")]
-        {
-            let (switch, path) = (format!("{section}.enabled"), format!("{section}.{key}"));
-            if self.is_active(&switch) && self.value(&path).is_null() {
-                return Err(Fault { message: format!("{path} is missing; {switch} needs it"), path });
-            }
-        }
-        let rates = "data_efficiency.data_routing.random_ltd.layer_token_lr_schedule.enabled";
-        self.refuse(self.is_active(rates), rates, ", which DeepSpeed does not have; it must be false")
-    }
-
-    fn elasticity(&self) -> Result<(), Fault> {
+    /// What elasticity needs, and that nobody else chooses the batch sizes.
+    pub(super) fn elasticity(&self) -> Result<(), Fault> {
         if !self.is_on("elasticity.enabled") {
             return Ok(());
         }
         for path in ["elasticity.max_train_batch_size", "elasticity.micro_batch_sizes"] {
-            let is_given = resolve::at(self.given, path).is_some_and(|value| !value.is_null());
-            if !is_given {
-                return Err(Fault {
-                    path: path.into(),
-                    message: format!("{path} is missing; elasticity.enabled needs it"),
-                });
+            if self.given(path).is_none() {
+                return fault(path, format!("{path} is missing; elasticity.enabled needs it"));
             }
         }
         let micros = "elasticity.micro_batch_sizes";
@@ -299,14 +196,15 @@ impl<'a> File<'a> {
         }
         Ok(())
     }
-}
 
-/// The short name of a dtype.
-fn short(dtype: &str) -> &str {
-    match dtype {
-        "float16" | "half" => "fp16",
-        "bfloat16" => "bf16",
-        "float32" | "float" => "fp32",
-        short => short,
+    /// DeepSpeed's rule: NCCL wants the gather to start at even elements.
+    pub(super) fn buckets(&self) -> Result<(), Fault> {
+        let path = "zero_optimization.allgather_bucket_size";
+        match self.given(path) {
+            Some(size) if size.as_i64().is_some_and(|size| size % 2 != 0) => {
+                Err(Fault::value(path, size, "a multiple of 2"))
+            }
+            _ => Ok(()),
+        }
     }
 }
