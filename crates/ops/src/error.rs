@@ -47,6 +47,9 @@ pub enum OpError {
         /// In the communicator's words.
         message: String,
     },
+    /// Ranks that share weights or gradients lost one of them.
+    #[error("{0}")]
+    Ranks(String),
     /// The sequence does not fit what the model or the cache can hold.
     #[error("{0}")]
     TooLong(String),

@@ -29,6 +29,6 @@ pub(crate) fn in_pass(error: ParallelError) -> OpError {
     match error {
         ParallelError::Op(error) => error,
         ParallelError::Comm(CommError::Kernel(error)) => error.into(),
-        ParallelError::Comm(error) => OpError::Region { region: "zero", message: error.to_string() },
+        ParallelError::Comm(error) => OpError::Ranks(error.to_string()),
     }
 }

@@ -139,7 +139,7 @@ impl TrainError {
 
     /// Whether it only says how another rank ended: the cause is that rank's own error.
     pub(crate) fn is_of_another_rank(&self) -> bool {
-        matches!(self, Self::Comm(_) | Self::Op(OpError::Region { .. }))
+        matches!(self, Self::Comm(_) | Self::Op(OpError::Ranks(_) | OpError::Region { .. }))
     }
 
     pub(crate) fn io(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Self {
