@@ -9,7 +9,7 @@ use bessemer::models::param::{EMBED, HEADS, MLP, POSITIONS, VOCAB};
 use bessemer::models::{Block, Dim, Init, LinearSpec, Model, ModelBuilder};
 use bessemer::ops::{AttentionLayout, Cx, Flow, Linear, Result, WeightLayout};
 use bessemer::tensor::Gelu;
-use bessemer::{Engine, RunConfig, Silent, TrainError, TrainingData};
+use bessemer::{RunConfig, Silent, TrainError, TrainingData, initialize};
 use serde_json::json;
 use std::path::Path;
 
@@ -103,7 +103,7 @@ pub(crate) fn train(text: &Path, output: &Path, steps: u64) -> std::result::Resu
     let config = RunConfig::from_value(config, "custom_model")?;
     let data = TrainingData::open(&config, None, Some(POSITIONS_IN_A_ROW), None, &mut Silent)?;
     let model = model(data.vocab_size().expect("a character tokenizer"));
-    let mut engine = Engine::new(model, config)?;
+    let mut engine = initialize(model, config)?;
     engine.train(&data)?;
     let validation = data.validation.as_ref().expect("the split of the configuration");
     Ok((engine.counters().step, engine.evaluate(validation, &mut Silent)?.loss))

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Everything that must hold: format, lints, docs, the README's command on a short run, and all tests.
-# Installs what is missing of the Rust toolchain. Needs nothing but Rust. The tests come last, so that their summary closes.
+# Installs what is missing of the Rust toolchain. Needs nothing but Rust; with a python3 that has tensorboard, that reads
+# event files too. The tests come last, so that their summary closes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -25,8 +26,16 @@ say "the README's command, cut to 20 steps"
 output=$(mktemp -d)
 trap 'rm -rf "$output"' EXIT
 cargo run --release --quiet -- train examples/shakespeare.json \
-  --set run.output="$output/run" --set run.steps=20 --set run.sample_tokens=20
+  --set run.output="$output/run" --set run.steps=20 --set run.sample_tokens=20 --set run.norms_every=5 \
+  --set tensorboard.enabled=true --set tensorboard.output_path="$output" --set tensorboard.job_name=events
 test -s "$output/run/model/model.safetensors"
+
+say "TensorBoard's own reader on that run"
+if python3 -c 'import tensorboard' 2>/dev/null; then
+  python3 scripts/check_tensorboard.py "$output/run" "$output/events"
+else
+  echo "skipped: python3 has no tensorboard (pip install tensorboard)"
+fi
 
 say "tests"
 if cargo nextest --version >/dev/null 2>&1; then

@@ -3,11 +3,16 @@
 //! ```text
 //! let config = RunConfig::load(path, &Overrides::default())?;
 //! let data = TrainingData::open(&config, None, None, None, &mut Silent)?;
-//! let mut engine = Engine::new(model, config)?;
+//! let mut engine = initialize(model, config)?;
 //! engine.train(&data)?;
 //! ```
-//! A model of your own is a list of blocks: see `examples/custom_model.rs`; an optimizer of your own is a formula for one
-//! element: see `examples/custom_optimizer.rs`.
+//! | what is yours | how | example |
+//! | --- | --- | --- |
+//! | the model | a list of blocks | `examples/custom_model.rs` |
+//! | the optimizer | a formula for one element | `examples/custom_optimizer.rs` |
+//! | the loop | `forward`, `backward`, `step`, in DeepSpeed's shape ([`train::engine`]) | `examples/engine.rs` |
+//! | what happens on the way | callbacks at every stage of a run ([`train::callback`]) | `examples/callbacks.rs` |
+//! | whoever watches | an [`Observer`] | `crates/bessemer/src/ui.rs` |
 //!
 //! # The map
 //! | crate | what it is | begin at |
@@ -58,4 +63,6 @@ pub use tensor;
 pub use train;
 
 pub use train::config::{Overrides, RunConfig};
-pub use train::{Engine, Event, Observer, Outcome, Run, Silent, TrainError, TrainingData};
+pub use train::{
+    Callback, Control, Engine, Event, Observer, Outcome, Run, Silent, TrainError, TrainingData, initialize,
+};

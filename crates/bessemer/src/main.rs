@@ -25,6 +25,7 @@ Examples:
   bessemer train ds_config.json --model gpt2/ --data corpus.txt
   bessemer generate runs/shakespeare --prompt ROMEO:
   bessemer plan examples/shakespeare.json
+  bessemer watch runs/shakespeare
 
 Exit status: 0 done, 2 the request was wrong and nothing was changed, 1 it failed while running,
 128 + signal after SIGINT or SIGTERM once a checkpoint is written.";
@@ -52,6 +53,7 @@ pub(crate) enum LogFormat {
 #[derive(Subcommand)]
 enum Command {
     Train(cmd::train::Args),
+    Watch(cmd::watch::Args),
     Plan(cmd::plan::Args),
     Eval(cmd::eval::Args),
     Score(cmd::score::Args),
@@ -67,6 +69,7 @@ fn main() -> ExitCode {
     let Cli { global, command } = Cli::parse();
     let done = match command {
         Command::Train(args) => cmd::train::run(args, global),
+        Command::Watch(args) => cmd::watch::run(args),
         Command::Plan(args) => cmd::plan::run(args),
         Command::Eval(args) => cmd::eval::run(args, global),
         Command::Score(args) => cmd::score::run(args),

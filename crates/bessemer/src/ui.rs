@@ -3,14 +3,14 @@
 //! Everything but the last sample goes to standard error. Nobody need read it: a closed pipe does not stop a run.
 
 use crate::{Global, LogFormat};
-use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 use signal_hook::consts::SIGINT;
 use std::io::{IsTerminal, Write};
 use std::time::Instant;
 use train::event::StepMetrics;
 use train::plan::RunPlan;
-use train::{Event, Observer};
+use train::{Breakdown, Event, Observer};
 
 /// Shows events on standard error; the last sample, which is a result, on standard output.
 pub(crate) struct Ui {
@@ -149,6 +149,10 @@ impl Ui {
                 format!("step {step}/{}  loss {loss:.4}  lr {lr:.2e}  norm {norm}  {speed} tok/s  {left}", self.steps);
             self.line(text.trim_end(), || with_event("step", json!(metrics)));
         }
+        // Beside a bar there are no lines of steps; in JSON the line above has these too.
+        if due && self.global.log_format == LogFormat::Text {
+            breakdown_lines(metrics).iter().for_each(|line| self.line(line, || Value::Null));
+        }
     }
 
     /// `3m20s left`; nothing at the end.
@@ -190,6 +194,9 @@ impl Observer for Ui {
     fn on(&mut self, event: Event<'_>) {
         match event {
             Event::Notice(text) => self.note(text),
+            Event::Report { name, text } => {
+                self.line(text, || json!({"event": "report", "name": name, "text": text}));
+            }
             Event::Tokenizing { source, done, total } => self.tokenizing(source, done, total),
             Event::Started { plan, num_parameters, done_steps } => self.started(plan, num_parameters, done_steps),
             Event::Step(metrics) => self.step(metrics),
@@ -224,6 +231,24 @@ pub(crate) fn to_stderr(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
+/// Times and memory of a step, where they were asked for.
+fn breakdown_lines(metrics: &StepMetrics) -> Vec<String> {
+    let (step, mut lines) = (metrics.step, Vec::new());
+    if let Some(times) = metrics.breakdown_seconds {
+        let Breakdown { data, forward, backward, step: update } = times;
+        let parts = [("data", data), ("forward", forward), ("backward", backward), ("step", update)];
+        let parts = parts.map(|(name, seconds)| format!("{name} {:.3}", 1e3 * seconds)).join(" | ");
+        lines.push(format!("step {step}  time (ms) | {parts} | in all {:.3}", 1e3 * metrics.step_seconds));
+    }
+    if let Some(memory) = &metrics.memory_bytes {
+        let bytes = |bytes: &Value| HumanBytes(bytes.as_u64().unwrap_or(0));
+        let kinds = memory.iter().map(|(kind, held)| format!("{kind} {}", bytes(held)));
+        let kinds: Vec<String> = kinds.chain([format!("process {}", HumanBytes(metrics.peak_memory_bytes))]).collect();
+        lines.push(format!("step {step}  peak memory | {}", kinds.join(" | ")));
+    }
+    lines
+}
+
 /// `value` with `"event"` as its first key.
 fn with_event(event: &str, value: Value) -> Value {
     let mut line = serde_json::Map::from_iter([("event".to_owned(), event.into())]);
@@ -239,7 +264,7 @@ fn counted(count: u64, what: &str) -> String {
 }
 
 /// `45s`, `3m20s`, `2h05m`, `3d04h`.
-fn duration(seconds: f64) -> String {
+pub(crate) fn duration(seconds: f64) -> String {
     let seconds = seconds.round() as u64;
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
     match seconds {
@@ -258,6 +283,35 @@ mod tests {
     fn time_is_shown_in_its_two_largest_units() {
         let shown = [0.2, 59.4, 59.6, 200.0, 3599.0, 3600.0, 7500.0, 86400.0, 273600.0].map(duration);
         assert_eq!(shown, ["0s", "59s", "1m00s", "3m20s", "59m59s", "1h00m", "2h05m", "1d00h", "3d04h"]);
+    }
+
+    #[test]
+    fn a_step_says_where_its_time_and_memory_went_if_that_was_asked_for() {
+        let mut metrics = StepMetrics {
+            step: 10,
+            loss: 2.5,
+            lr: 1e-3,
+            grad_norm: None,
+            tokens: 640,
+            tokens_per_second: 1600.0,
+            step_seconds: 0.04,
+            peak_memory_bytes: 3 << 20,
+            curriculum_seqlen: None,
+            loss_scale: None,
+            skipped: None,
+            breakdown_seconds: None,
+            memory_bytes: None,
+            norms: None,
+            communication: None,
+        };
+        assert_eq!(breakdown_lines(&metrics), Vec::<String>::new());
+        metrics.breakdown_seconds = Some(Breakdown { data: 0.0001, forward: 0.012, backward: 0.0245, step: 0.003 });
+        metrics.memory_bytes = json!({"weights": 1 << 20, "workspace": 512}).as_object().cloned();
+        let want = [
+            "step 10  time (ms) | data 0.100 | forward 12.000 | backward 24.500 | step 3.000 | in all 40.000",
+            "step 10  peak memory | weights 1.00 MiB | workspace 512 B | process 3.00 MiB",
+        ];
+        assert_eq!(breakdown_lines(&metrics), want);
     }
 
     #[test]

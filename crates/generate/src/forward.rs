@@ -39,7 +39,7 @@ impl Forward<'_> {
 
     fn run(&self, batch: &Batch, head: HeadRequest, cache: Option<&KvCache>) -> Result<Tensor> {
         let Self { queue, model, params, regions, residency, dtype, .. } = *self;
-        let env = Env { queue, params, regions, batch, dtype, head, dropout: None, cache };
+        let env = Env { queue, params, regions, batch, dtype, head, dropout: None, cache, probe: None };
         let (output, _) = Pass { model, residency }.forward(&env)?;
         Ok(output)
     }

@@ -38,7 +38,7 @@ pub fn backward<T: Element>(cpu: &Cpu, kind: Gelu, x: &[T], dy: &[T], dx: &mut [
 }
 
 /// `2 sqrt(2/pi)`: `2u = SLOPE x (1 + CUBIC x^2)`.
-const SLOPE: f32 = 1.595_769_1;
+const SLOPE: f32 = 1.595_769;
 const CUBIC: f32 = 0.044_715;
 
 /// `gelu(x)`; `-2u` to base 2 goes into the sigmoid.

@@ -20,4 +20,4 @@ pub mod weights;
 pub use block::{Block, LinearSpec, Model, ModelBuilder, NamedBlock};
 pub use families::ModelConfig;
 pub use param::{Dim, Init, ParamSpec};
-pub use pass::{Pass, PassOutput, Residency, Resident};
+pub use pass::{Pass, PassOutput, Recorded, Residency, Resident};

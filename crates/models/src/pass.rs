@@ -64,6 +64,14 @@ pub struct PassOutput {
     pub cost: Cost,
 }
 
+/// A forward pass that waits for its backward.
+pub struct Recorded {
+    /// Of each block from the first one with a trained parameter on.
+    held: Vec<Held>,
+    first_trained: usize,
+    logprobs: Tensor,
+}
+
 /// What a block's forward leaves for its backward.
 struct Held {
     /// Recorded ops, or `None` under recompute.
@@ -109,16 +117,21 @@ impl Pass<'_> {
         Ok((output.expect("Pass::forward: no block declared an output"), cost))
     }
 
-    /// Log-probabilities of the targets, with gradients added to the store, and the cost of the forward pass.
+    /// Log-probabilities of the targets, with gradients added to the store, and the cost of the forward pass:
+    /// [`Pass::forward_recorded`] and [`Pass::backward`].
+    pub fn forward_backward(&self, env: &Env<'_>, loss_weight: f32, recompute: bool) -> Result<PassOutput> {
+        let (output, recorded) = self.forward_recorded(env, recompute)?;
+        self.backward(env, recorded, loss_weight)?;
+        Ok(output)
+    }
+
+    /// The forward half: log-probabilities of the targets, and what [`Pass::backward`] goes back through. The gradients of
+    /// the head's own weights are already in the store: they are made while the logits are at hand.
     ///
     /// - `env.head` must be [`HeadRequest::TokenLogprobs`] with a seed: the gradient of the loss with respect to each
     ///   counted log-probability.
-    /// - `loss_weight`: the gradient of the step's loss with respect to blocks' own losses.
     /// - `recompute`: keep only what flows between blocks and run them again for backward.
-    pub fn forward_backward(&self, env: &Env<'_>, loss_weight: f32, recompute: bool) -> Result<PassOutput> {
-        let HeadRequest::TokenLogprobs { seed: Some(seed) } = env.head else {
-            panic!("Pass::forward_backward: the head was not asked for log-probabilities with a seed");
-        };
+    pub fn forward_recorded(&self, env: &Env<'_>, recompute: bool) -> Result<(PassOutput, Recorded)> {
         let last = self.model.blocks.len() - 1;
         let first_trained = self.first_trained(env).unwrap_or(last + 1);
         let (mut held, mut flow, mut cost, mut logprobs) = (Vec::new(), Flow::default(), Cost::default(), None);
@@ -142,23 +155,34 @@ impl Pass<'_> {
             losses.extend(ran.losses);
             (flow, logprobs) = (ran.flow, ran.output);
         }
-        drop(flow);
-        let logprobs = logprobs.expect("Pass::forward_backward: the last block declared no output");
+        let logprobs = logprobs.expect("Pass::forward_recorded: the last block declared no output");
+        let recorded = Recorded { held, first_trained, logprobs: logprobs.clone() };
+        Ok((PassOutput { logprobs, losses, cost }, recorded))
+    }
+
+    /// The backward half: adds the gradients of what was recorded to the store. `env` is that of the forward half.
+    ///
+    /// `loss_weight`: the gradient of the step's loss with respect to blocks' own losses.
+    pub fn backward(&self, env: &Env<'_>, recorded: Recorded, loss_weight: f32) -> Result<()> {
+        let HeadRequest::TokenLogprobs { seed: Some(seed) } = env.head else {
+            panic!("Pass::backward: the head was not asked for log-probabilities with a seed");
+        };
+        let Recorded { mut held, first_trained, logprobs } = recorded;
         let dlogprobs = env.alloc_f32(logprobs.shape())?;
         (env.queue.backend().fill)(env.queue, FillArgs { out: &dlogprobs, value: seed })?;
         let mut grads = Flow::default();
         let mut output_grad = Some(dlogprobs);
-        for block in (first_trained..=last).rev() {
+        for block in (first_trained..self.model.blocks.len()).rev() {
             let block_held = held.pop().expect("one per block from first_trained on");
             self.residency.gather(self.model, block)?;
-            if block < last {
+            if block + 1 < self.model.blocks.len() {
                 self.residency.before_gradients(self.model, block)?;
             }
             grads = self.run_backward(env, block, block_held, grads, output_grad.take(), loss_weight)?;
             self.residency.reduce(self.model, block)?;
             self.residency.release(self.model, block)?;
         }
-        Ok(PassOutput { logprobs, losses, cost })
+        Ok(())
     }
 
     /// The first block that reads a trained parameter.

@@ -1,5 +1,6 @@
 //! What a block sees while it runs.
 
+use crate::probe::{Probe, watched};
 use crate::{Batch, Cost, KvCache, Op, Params, Regions, Result, Segment, Tape, Var};
 use std::cell::Cell;
 use tensor::{DType, DropoutArgs, MemoryKind, Queue, Shape, Tensor};
@@ -42,6 +43,8 @@ pub struct Env<'a> {
     pub dropout: Option<(u64, u64)>,
     /// Keys and values of earlier tokens, in generation.
     pub cache: Option<&'a KvCache>,
+    /// Hears of every op; none: nobody watches.
+    pub probe: Option<&'a dyn Probe>,
 }
 
 impl Env<'_> {
@@ -163,14 +166,14 @@ impl<'a> Cx<'a> {
     pub(crate) fn apply_with(&mut self, op: impl Op + 'static, vars: &[Var], trains: bool) -> Result<Var> {
         let inputs: Vec<Tensor> = vars.iter().map(|v| self.tape.value(*v).clone()).collect();
         self.cost += op.cost(self.env, &inputs);
-        self.tape.append(Box::new(op), self.env, vars, &inputs, trains)
+        self.tape.append(watched(op, self.env, self.block), self.env, vars, &inputs, trains)
     }
 
     /// Applies an op that may write its output over its input, which nobody may use afterwards.
     pub(crate) fn apply_in_place(&mut self, op: impl Op + 'static, var: Var) -> Result<Var> {
         let input = self.tape.consume(var);
         self.cost += op.cost(self.env, std::slice::from_ref(&input));
-        self.tape.append(Box::new(op), self.env, &[var], &[input], false)
+        self.tape.append(watched(op, self.env, self.block), self.env, &[var], &[input], false)
     }
 
     /// The next dropout site of this block.

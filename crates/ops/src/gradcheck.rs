@@ -127,6 +127,7 @@ where
             head: self.case.head,
             dropout: self.case.dropout.then_some((1, 1)),
             cache: None,
+            probe: None,
         };
         let mut cx = Cx::new(&env, 0, record);
         let mut vars = Vec::new();

@@ -105,6 +105,11 @@ impl Zero {
         self.stage
     }
 
+    /// In which order terms of a gradient are added.
+    pub fn order(&self) -> Order {
+        self.order
+    }
+
     /// The elements of a weight whose masters and optimizer state this rank keeps.
     pub fn kept(&self, id: ParamId) -> std::ops::Range<usize> {
         if self.stage == Stage::Nothing {

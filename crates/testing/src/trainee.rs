@@ -73,6 +73,7 @@ impl<'a> Trainee<'a> {
             head: HeadRequest::TokenLogprobs { seed: Some(-1.0 / batch.num_targets as f32) },
             dropout: self.dropout_seed.map(|seed| (seed, self.step)),
             cache: None,
+            probe: None,
         };
         self.store.clear_gradients();
         let PassOutput { logprobs, cost, .. } =

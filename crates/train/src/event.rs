@@ -1,7 +1,10 @@
-//! What a run tells whoever watches it: a progress bar, a log, a test.
+//! What a run tells whoever watches it: a progress bar, a log, a test. Who watches sees no engine and changes nothing; code
+//! that takes part in training is a [`crate::callback`].
 
+use crate::breakdown::Breakdown;
 use crate::plan::RunPlan;
 use comm::{Traffic, TrafficByKind};
+use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -10,6 +13,13 @@ use std::path::Path;
 pub enum Event<'a> {
     /// Said once: a key without effect, a damaged checkpoint passed over.
     Notice(&'a str),
+    /// Several lines that somebody asked for: the resolved configuration, a profile.
+    Report {
+        /// `state` or `flops_profiler`.
+        name: &'a str,
+        /// Lines without a last line's end.
+        text: &'a str,
+    },
     /// Text is being tokenised into the cache.
     Tokenizing {
         /// The file or glob.
@@ -95,6 +105,15 @@ pub struct StepMetrics {
     /// Whether the update was not applied; only there when it was not, and always in fp16.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skipped: Option<bool>,
+    /// Where the time went; only there under `wall_clock_breakdown`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub breakdown_seconds: Option<Breakdown>,
+    /// The most that was ever in use, by kind; only there under `memory_breakdown`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<Map<String, Value>>,
+    /// `[gradient, weight]` of every block, null where it is not finite; only there at the steps of `run.norms_every`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub norms: Option<Map<String, Value>>,
     /// What crossed between the first rank and the others in this step, by kind of call; only there on several ranks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub communication: Option<BTreeMap<&'static str, Communication>>,

@@ -115,12 +115,16 @@ impl Engine {
     /// # Errors
     /// The folder cannot be written.
     pub fn save_pretrained(&self, folder: &Path, tokenizer: Option<&Tokenizer>) -> Result<()> {
+        self.export(folder, tokenizer, self.plan.dtype)
+    }
+
+    pub(crate) fn export(&self, folder: &Path, tokenizer: Option<&Tokenizer>, dtype: DType) -> Result<()> {
         let masters: Vec<_> = self.state.results(&self.model).collect();
         let export = Export {
             config: self.model.config.as_ref(),
             tokenizer,
             weights: masters.iter().map(|(spec, _)| (spec.name.as_str(), spec.shape().dims().to_vec())).collect(),
-            dtype: self.plan.dtype,
+            dtype,
         };
         export.write(folder, &mut |name| {
             let (_, master) = masters.iter().find(|(spec, _)| spec.name == name).expect("a name of the export");

@@ -7,6 +7,7 @@
 //! | [`model_source`] | where the model comes from: folder, preset, config |
 //! | [`training_data`] | the training and validation samples of a run |
 //! | [`engine`] | a model in training: batches in, reports out |
+//! | [`callback`] | code of a user's own at every stage of training |
 //! | [`step`] | one optimizer step |
 //! | [`curriculum`] | rows that grow with the steps |
 //! | [`layer_drop`] | layers left out at random |
@@ -16,11 +17,17 @@
 //! | [`run`] | a whole run: loop, evaluation, checkpoints, samples, signals |
 //! | [`checkpoint`] | what is kept so that a run can go on bit for bit |
 //! | [`metrics`] | one JSON line a step |
+//! | [`monitor`] | the same numbers for TensorBoard and as CSV |
+//! | [`norms`] | norms of gradient and weights, block by block |
+//! | [`Breakdown`] | where the time of a step goes |
+//! | [`flops_profiler`] | one step measured module by module |
 //! | [`pretrained`] | a trained model opened again, checkpoints included |
 //! | [`bench`](mod@bench) | how fast this machine trains a model |
 #![forbid(unsafe_code)]
 
 pub mod bench;
+mod breakdown;
+pub mod callback;
 pub mod checkpoint;
 pub mod config;
 pub mod curriculum;
@@ -28,13 +35,17 @@ pub mod engine;
 mod error;
 pub mod event;
 mod export;
+pub mod flops_profiler;
 mod grad_norm;
 pub mod layer_drop;
+mod log_file;
 pub mod loss_scale;
 pub mod loss_spike;
 pub mod metrics;
 pub mod model_source;
+pub mod monitor;
 mod non_finite;
+pub mod norms;
 mod output;
 pub mod plan;
 pub mod pretrained;
@@ -47,8 +58,10 @@ pub mod step;
 pub mod system;
 pub mod training_data;
 
+pub use breakdown::Breakdown;
+pub use callback::{Callback, Control};
 pub use config::RunConfig;
-pub use engine::Engine;
+pub use engine::{Engine, LoadOptions, Loss, initialize};
 pub use error::{Result, TrainError};
 pub use event::{Event, Observer, Silent};
 pub use run::{Outcome, Run};

@@ -60,6 +60,11 @@ impl MetricsFile {
         self.file.write_all(format!("{metrics}\n").as_bytes()).map_err(TrainError::io(&self.path, "write"))
     }
 
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Puts every line on the disk.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ use crate::export::remove_folder;
 use std::fs::{File, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The paths of a run's output.
 #[derive(Clone, Debug)]
@@ -32,6 +33,10 @@ impl Output {
 
     pub(crate) fn metrics(&self) -> PathBuf {
         self.folder.join("metrics.jsonl")
+    }
+
+    pub(crate) fn log(&self) -> PathBuf {
+        self.folder.join("log.jsonl")
     }
 
     pub(crate) fn checkpoints(&self) -> PathBuf {
@@ -86,7 +91,11 @@ impl Output {
         std::fs::create_dir_all(&self.folder).map_err(|error| refused("it cannot be made", error))?;
         let path = self.folder.join(".lock");
         let lock = File::create(&path).map_err(|error| refused("no file can be written there", error))?;
-        match lock.try_lock() {
+        // `bessemer watch` looks at the lock by taking it for a moment.
+        match lock.try_lock().or_else(|_| {
+            std::thread::sleep(Duration::from_millis(50));
+            lock.try_lock()
+        }) {
             Err(TryLockError::WouldBlock) => {
                 return Err(TrainError::Request(format!(
                     "run.output {folder} is in use by a run that is still going; wait for it, or choose another folder"

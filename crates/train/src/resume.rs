@@ -2,7 +2,7 @@
 
 use crate::checkpoint::Checkpoint;
 use crate::config::RunConfig;
-use crate::engine::Engine;
+use crate::engine::{Engine, LoadOptions};
 use crate::error::{Result, TrainError};
 use crate::event::{Event, Observer};
 use crate::output::Output;
@@ -18,7 +18,7 @@ pub(crate) fn load_newest(
 ) -> Result<Option<u64>> {
     let Some(checkpoint) = newest(output, observer)? else { return Ok(None) };
     check_same_run(engine, data, &checkpoint, observer)?;
-    engine.load_checkpoint(&checkpoint)?;
+    engine.restore(&checkpoint, LoadOptions::default())?;
     Ok(Some(engine.counters.step))
 }
 

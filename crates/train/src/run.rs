@@ -8,6 +8,7 @@
 //! 3. Per step: batch, update, a line of metrics; then, where due, evaluation, checkpoint, sample, in this order, so that a
 //!    checkpoint stands behind every figure before it and nothing done for show can lose it.
 //!    A checkpoint on the way is copied there and written while the next steps run (`saving`).
+//!    Callbacks hear of each moment and may ask for an evaluation, a checkpoint or the end ([`crate::callback`]).
 //! 4. At the end, after a signal, or where a step could not be made from weights that are whole, a last checkpoint; at the
 //!    end also evaluation, `model/` and a sample. However a run ends, it waits for the checkpoint being written.
 //!
@@ -17,19 +18,26 @@
 //! - Weights that are not finite are never saved.
 //! - The last checkpoint is on disk before `model/` is touched.
 
-use crate::checkpoint::{Head, Loader, Rng};
+mod moments;
+
+use crate::breakdown::{Breakdown, memory_bytes};
+use crate::callback::{Callback, Control};
 use crate::config::RunConfig;
 use crate::engine::Engine;
 use crate::error::{Result, TrainError};
 use crate::event::{Communication, Event, Observer, StepMetrics};
+use crate::flops_profiler;
+use crate::log_file::Logged;
 use crate::loss_scale::skip_notice;
 use crate::loss_spike::{SpikeGuard, spike_notice};
 use crate::metrics::MetricsFile;
 use crate::model_source::ModelOrigin;
+use crate::monitor::{self, Recorder};
+use crate::norms;
 use crate::output::Output;
 use crate::plan::report::PlanReport;
 use crate::plan::{self, RunPlan};
-use crate::resume::{fingerprint, load_newest, model_json};
+use crate::resume::{fingerprint, load_newest};
 use crate::saving::Saver;
 use crate::system::{peak_resident_bytes, total_memory_bytes};
 use crate::training_data::TrainingData;
@@ -41,7 +49,6 @@ use models::{Model, Residency};
 use ops::Single;
 use parallel::Stage;
 use serde_json::json;
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -126,6 +133,8 @@ impl Run {
         } else {
             output.check_free()?
         }
+        monitor::check(&config, resume)?;
+        flops_profiler::check(&config)?;
         let mut origin = ModelOrigin::open(&config, source)?;
         let max_positions = Some(origin.config.max_positions());
         let (own, vocab_size) = (origin.tokenizer.clone(), origin.config.vocab_size);
@@ -147,6 +156,11 @@ impl Run {
     /// Every number of the run.
     pub fn plan(&self) -> &RunPlan {
         self.engine.plan()
+    }
+
+    /// Adds a callback; of a resumed run it gets its state back.
+    pub fn add_callback(&mut self, callback: impl Callback + 'static) {
+        self.engine.add_callback(callback);
     }
 
     /// Trains to the end, or until a signal.
@@ -225,6 +239,7 @@ pub(crate) fn train(
 ) -> Result<Outcome> {
     let output = Output::new(&engine.config.run.output);
     output.check_free()?;
+    monitor::check(&engine.config, false)?;
     engine.resolve_steps(data.loader.epoch_samples())?;
     Loop::begin(engine, data, output, None)?.run(observer, stop)
 }
@@ -249,6 +264,7 @@ pub(crate) fn evaluate(engine: &Engine, dataset: &Dataset, observer: &mut dyn Ob
     let pass = engine.zero.pass(&engine.queue, &engine.state.store, false);
     let samples = (0..total).map(|index| {
         observer.on(Event::Evaluating { done: index, total });
+        engine.tell(|callback, control| callback.on_prediction_step(engine, index, total, control));
         dataset.get(index)
     });
     let sum = generate::evaluate(&forward(engine, &pass), samples, TOKENS_PER_PASS)?;
@@ -256,7 +272,8 @@ pub(crate) fn evaluate(engine: &Engine, dataset: &Dataset, observer: &mut dyn Ob
         .ok_or_else(|| TrainError::Request("the validation data have no target that counts".to_owned()))
 }
 
-fn forward<'a>(engine: &'a Engine, residency: &'a dyn Residency) -> Forward<'a> {
+/// What evaluations and samples run.
+pub(crate) fn forward<'a>(engine: &'a Engine, residency: &'a dyn Residency) -> Forward<'a> {
     Forward {
         queue: &engine.queue,
         model: &engine.model,
@@ -274,8 +291,10 @@ struct Loop<'a> {
     data: &'a TrainingData,
     output: Output,
     /// Of the first rank.
-    metrics: Option<MetricsFile>,
+    metrics: Option<Recorder>,
     saver: Saver,
+    /// What callbacks have asked for and is not done yet.
+    asked: Control,
     /// Held to the end, that of the saver too: no second run may write here. By the first rank.
     _lock: Option<File>,
 }
@@ -287,7 +306,8 @@ impl<'a> Loop<'a> {
             // The first rank makes everything; what it cannot make ends the others.
             engine.zero.comm().barrier(&engine.queue)?;
             let saver = Saver::new(output.checkpoints(), engine, resumed_at)?;
-            return Ok(Self { engine, data, output, metrics: None, saver, _lock: None });
+            let asked = Control::default();
+            return Ok(Self { engine, data, output, metrics: None, saver, asked, _lock: None });
         }
         let lock = output.take()?;
         let path = output.metrics();
@@ -305,14 +325,30 @@ impl<'a> Loop<'a> {
             tokenizer.save(output.folder())?;
         }
         engine.zero.comm().barrier(&engine.queue)?;
-        let saver = Saver::new(output.checkpoints(), engine, resumed_at)?;
-        Ok(Self { engine, data, output, metrics: Some(metrics), saver, _lock: Some(lock) })
+        let metrics = Recorder::new(&engine.config, metrics, resumed_at.map(|step| (step, engine.counters.samples)))?;
+        let (saver, asked) = (Saver::new(output.checkpoints(), engine, resumed_at)?, Control::default());
+        Ok(Self { engine, data, output, metrics: Some(metrics), saver, asked, _lock: Some(lock) })
     }
 
-    fn run(mut self, observer: &mut dyn Observer, stop: &Stop) -> Result<Outcome> {
+    fn run(self, observer: &mut dyn Observer, stop: &Stop) -> Result<Outcome> {
+        if self.metrics.is_none() {
+            return self.run_to_end(observer, stop);
+        }
+        let mut observer = Logged::new(&self.output.log(), self.engine.counters.step, observer)?;
+        let outcome = self.run_to_end(&mut observer, stop);
+        observer.ended(&outcome);
+        outcome
+    }
+
+    fn run_to_end(mut self, observer: &mut dyn Observer, stop: &Stop) -> Result<Outcome> {
         let outcome = self.steps(observer, stop);
-        match (outcome, self.saver.finish(observer)) {
-            (Ok(outcome), saved) => saved.map(|()| outcome),
+        match (outcome, self.saver.finish(self.engine, observer)) {
+            (Ok(outcome), Ok(())) => {
+                self.engine.tell(|callback, control| callback.on_train_end(self.engine, control));
+                self.hear()?;
+                Ok(outcome)
+            }
+            (Ok(_), Err(unsaved)) => Err(unsaved),
             (Err(error), Ok(())) => Err(error),
             (Err(error), Err(unsaved)) => {
                 observer.on(Event::Notice(&unsaved.to_string()));
@@ -324,13 +360,15 @@ impl<'a> Loop<'a> {
     fn steps(&mut self, observer: &mut dyn Observer, stop: &Stop) -> Result<Outcome> {
         let (num_parameters, done_steps) = (self.engine.model.num_parameters(), self.engine.counters.step);
         observer.on(Event::Started { plan: &self.engine.plan, num_parameters, done_steps });
-        let (every, steps) = (self.engine.config.run.clone(), self.engine.plan.steps);
+        self.engine.report_state(observer);
+        self.begin_callbacks()?;
+        let every = self.engine.config.run.clone();
         if done_steps > 0 && every.eval_every > 0 && done_steps.is_multiple_of(every.eval_every) {
             // A signal came when this evaluation was due: the checkpoint went before it.
             self.evaluate(observer)?;
         }
         let mut signal = self.agree_on(stop)?;
-        while self.engine.counters.step < steps {
+        while !self.is_at_end() {
             if let Some(signal) = signal {
                 self.save(true, observer)?;
                 return Ok(Outcome::Interrupted { signal });
@@ -342,31 +380,36 @@ impl<'a> Loop<'a> {
                 }
                 return Err(error);
             }
-            self.saver.report(observer)?;
+            self.saver.report(self.engine, observer)?;
+            self.hear()?;
             let due = |every: u64| every > 0 && self.engine.counters.step.is_multiple_of(every);
             let (eval_due, sample_due, save_due) =
                 (due(every.eval_every), due(every.sample_every), due(every.checkpoint_every));
-            let last = self.engine.counters.step == steps;
             signal = self.agree_on(stop)?;
-            if signal.is_some() && !last {
+            if signal.is_some() && !self.is_at_end() {
                 continue;
             }
-            if eval_due {
+            if self.asked.take_evaluation() || eval_due {
                 self.evaluate(observer)?;
             }
-            if save_due && !last {
+            if (self.asked.take_save() || save_due) && !self.is_at_end() {
                 self.save(false, observer)?;
             }
-            if sample_due && !last {
-                self.sample(observer)?;
+            if sample_due && !self.is_at_end() {
+                self.sample(false, observer)?;
             }
+        }
+        if self.engine.counters.step < self.engine.plan.steps {
+            let step = self.engine.counters.step;
+            observer.on(Event::Notice(&format!("step {step}: the run ends here, as a callback has asked")));
         }
         self.evaluate(observer)?;
         self.save(true, observer)?;
         let path = self.output.model();
         self.export(&path)?;
         observer.on(Event::Exported { path: &path });
-        self.sample(observer)?;
+        self.sample(true, observer)?;
+        self.end_epochs();
         Ok(Outcome::Finished)
     }
 
@@ -393,11 +436,17 @@ impl<'a> Loop<'a> {
         Ok(engine.zero.comm().barrier(&engine.queue)?)
     }
 
+    /// Whether no step follows.
+    fn is_at_end(&self) -> bool {
+        self.engine.counters.step >= self.engine.plan.steps || self.asked.wants_stop()
+    }
+
     fn step(&mut self, observer: &mut dyn Observer) -> Result<()> {
         let start = Instant::now();
         let engine = &mut *self.engine;
         let (first, count) = (engine.counters.samples, engine.plan.ramp.size(engine.counters.step));
         let samples = self.data.loader.batch(first, count as usize);
+        let data = start.elapsed().as_secs_f64();
         let (lr, curriculum_seqlen) = (engine.lr(), engine.curriculum_length());
         let before = engine.zero.comm().traffic();
         let report = engine.train_batch(&samples)?;
@@ -415,12 +464,17 @@ impl<'a> Loop<'a> {
             curriculum_seqlen,
             loss_scale: report.loss_scale,
             skipped: Some(report.skipped || report.spiked).filter(|skipped| *skipped || report.loss_scale.is_some()),
+            breakdown_seconds: engine.clock.as_ref().map(|clock| Breakdown { data, ..clock.take() }),
+            memory_bytes: engine.config.memory_breakdown.then(|| memory_bytes(&engine.queue)),
+            norms: Some(norms::to_json(&report.norms)).filter(|norms| !norms.is_empty()),
             communication: (engine.zero.comm().size() > 1).then(|| Communication::between(&before, &after)),
         };
-        let line = json!(metrics);
-        if let Some(file) = &mut self.metrics {
-            file.append(&line)?;
+        if let Some(recorder) = &mut self.metrics {
+            recorder.advance(engine.counters.samples);
         }
+        self.log(&json!(metrics))?;
+        self.tell_epochs(first);
+        let engine = &*self.engine;
         if report.skipped {
             observer.on(Event::Notice(&skip_notice(metrics.step, report.loss_scale, engine.loss_scale())));
         }
@@ -429,6 +483,7 @@ impl<'a> Loop<'a> {
             observer.on(Event::Notice(&notice));
         }
         observer.on(Event::Step(&metrics));
+        flops_profiler::report(engine, &metrics, &samples, observer);
         Ok(())
     }
 
@@ -437,14 +492,14 @@ impl<'a> Loop<'a> {
         let Some(dataset) = self.data.validation.as_ref().filter(|_| self.engine.evaluated != Some(step)) else {
             return Ok(());
         };
-        let Evaluation { loss, perplexity, tokens, .. } = evaluate(self.engine, dataset, observer)?;
+        let evaluation = evaluate(self.engine, dataset, observer)?;
+        let Evaluation { loss, perplexity, tokens, .. } = evaluation;
         if !loss.is_finite() {
             return Err(TrainError::Diverged { step, what: "the validation loss".to_owned() });
         }
-        let line = json!({"step": step, "eval_loss": loss, "eval_perplexity": perplexity, "eval_tokens": tokens});
-        if let Some(file) = &mut self.metrics {
-            file.append(&line)?;
-        }
+        self.log(&json!({"step": step, "eval_loss": loss, "eval_perplexity": perplexity, "eval_tokens": tokens}))?;
+        self.engine.tell(|callback, control| callback.on_evaluate(self.engine, &evaluation, control));
+        self.hear()?;
         observer.on(Event::Evaluated { step, loss, perplexity });
         if self.engine.evaluated(loss) {
             let notice =
@@ -455,7 +510,7 @@ impl<'a> Loop<'a> {
     }
 
     /// Goes on from the prompt, if the run has one and its data a tokenizer.
-    fn sample(&self, observer: &mut dyn Observer) -> Result<()> {
+    fn sample(&self, last: bool, observer: &mut dyn Observer) -> Result<()> {
         let engine = &*self.engine;
         let (Some(prompt), Some(tokenizer)) = (&engine.config.run.sample_prompt, &self.data.tokenizer) else {
             return Ok(());
@@ -475,27 +530,16 @@ impl<'a> Loop<'a> {
             ControlFlow::Continue(())
         })?;
         let made = made.text.unwrap_or_default();
-        let last = step >= engine.plan.steps;
-        observer.on(Event::Sample { step, text: &format!("{prompt}{made}"), last });
+        let text = format!("{prompt}{made}");
+        observer.on(Event::Sample { step, text: &text, last });
+        engine.tell(|callback, control| callback.on_predict(engine, &text, control));
         Ok(())
     }
 
     /// Saves the state after the last step; see [`Saver::save`].
     fn save(&mut self, is_last: bool, observer: &mut dyn Observer) -> Result<()> {
         let engine = &*self.engine;
-        let head = Head {
-            counters: engine.counters,
-            loader: Loader { samples: engine.counters.samples, fingerprint: fingerprint(self.data, &engine.config) },
-            rng: Rng { seed: engine.config.run.seed },
-            mesh: BTreeMap::from([("data".to_owned(), engine.zero.comm().size())]),
-            config: engine.plan.resolved(&engine.config),
-            model: model_json(engine),
-            optimizer: engine.groups.name().to_owned(),
-            loss_scale: engine.scaler.map(|scaler| scaler.state()),
-            loss_spike: engine.guard.as_ref().map(|guard| guard.state().clone()),
-            plateau: engine.plateau.map(|plateau| plateau.state),
-            evaluated: engine.evaluated,
-        };
-        self.saver.save(engine, head, self.metrics.as_ref(), is_last, observer)
+        let head = engine.head(fingerprint(self.data, &engine.config));
+        self.saver.save(engine, head, self.metrics.as_ref().map(|recorder| &recorder.metrics), is_last, observer)
     }
 }

@@ -7,9 +7,9 @@
 //! What stops the writer (a full disk) stops the run: after the next step, and no later than at the next checkpoint or at
 //! the end. The checkpoints before are as they were.
 
-use crate::checkpoint::{self, Background, Head, Job, Staging, TensorEntry, TensorSpec};
+use crate::checkpoint::{self, Background, Head, Job, Staging, Tag, TensorEntry, TensorSpec};
 use crate::engine::Engine;
-use crate::error::{Result, TrainError};
+use crate::error::Result;
 use crate::event::{Event, Observer};
 use crate::metrics::MetricsFile;
 use crate::state::StateTensor;
@@ -63,57 +63,42 @@ impl Saver {
         is_last: bool,
         observer: &mut dyn Observer,
     ) -> Result<()> {
-        self.finish(observer)?;
-        let (step, state) = (head.counters.step, (head.counters.step, head.evaluated));
+        self.finish(engine, observer)?;
+        let state = (head.counters.step, head.evaluated);
         if self.saved == Some(state) {
             return Ok(());
         }
-        let non_finite = engine.state.first_non_finite(&engine.queue, &engine.model)?;
-        if let Some(name) = first_of_all(engine, non_finite)? {
-            return Err(TrainError::Diverged { step, what: format!("weight {name}") });
-        }
+        engine.check_finite()?;
         // The lines up to this step must be as safe as the checkpoint behind them.
         metrics.map_or(Ok(()), MetricsFile::sync)?;
-        let is_first = engine.zero.comm().index() == 0;
-        let mut tensors = engine.state.tensors(&engine.model);
-        tensors.retain(|tensor| is_first || !tensor.is_replicated);
-        let spec = |StateTensor { name, state, shape, run, .. }: &StateTensor<'_>| TensorSpec {
-            runs: vec![run.clone()],
-            ..TensorSpec::whole(*name, state.name, shape.dims())
-        };
-        let specs: Vec<TensorSpec> = tensors.iter().map(spec).collect();
         if engine.zero.comm().size() > 1 {
-            let path = self.write_together(engine, &head, &specs, &tensors)?;
-            saved(&path, observer);
+            let path = self.write_together(engine, &head)?;
+            saved(&path, engine, observer);
         } else if self.is_async && !is_last {
+            let tensors = engine.state.tensors(&engine.model);
+            let specs = tensors.iter().map(StateTensor::spec).collect();
             let job = Job { dir: self.folder.clone(), head, tensors: specs, keep: self.keep };
             self.background.start(job, |index, out| tensors[index].copy_to(&engine.queue, out))?;
         } else {
-            let path = checkpoint::write(&self.folder, &head, &specs, &mut |index| -> Result<Vec<f32>> {
-                let StateTensor { state, tensor, .. } = &tensors[index];
-                Ok(state.read(&engine.queue, tensor)?)
-            })?;
+            let path = engine.write_checkpoint(&self.folder, &Tag::of_step(head.counters.step), &head)?;
             checkpoint::prune(&self.folder, self.keep)?;
-            saved(&path, observer);
+            saved(&path, engine, observer);
         }
         self.saved = Some(state);
         Ok(())
     }
 
     /// Every rank writes its file; the first one makes the folder, and the checkpoint appear when all files are there.
-    fn write_together(
-        &self,
-        engine: &Engine,
-        head: &Head,
-        specs: &[TensorSpec],
-        tensors: &[StateTensor<'_>],
-    ) -> Result<PathBuf> {
-        let (comm, queue, step) = (engine.zero.comm(), &engine.queue, head.counters.step);
+    fn write_together(&self, engine: &Engine, head: &Head) -> Result<PathBuf> {
+        let (comm, queue, tag) = (engine.zero.comm(), &engine.queue, Tag::of_step(head.counters.step));
         let is_first = comm.index() == 0;
-        let staging = if is_first { Some(Staging::create(&self.folder, step)?) } else { None };
+        let mut tensors = engine.state.tensors(&engine.model);
+        tensors.retain(|tensor| is_first || !tensor.is_replicated);
+        let specs: Vec<TensorSpec> = tensors.iter().map(StateTensor::spec).collect();
+        let staging = if is_first { Some(Staging::tagged(&self.folder, &tag)?) } else { None };
         comm.barrier(queue)?;
-        let staging = staging.unwrap_or_else(|| Staging::join(&self.folder, step));
-        let entries = staging.write_rank(comm.index(), specs, &mut |index| -> Result<Vec<f32>> {
+        let staging = staging.unwrap_or_else(|| Staging::join(&self.folder, &tag));
+        let entries = staging.write_rank(comm.index(), &specs, &mut |index| -> Result<Vec<f32>> {
             let StateTensor { state, tensor, .. } = &tensors[index];
             Ok(state.read(queue, tensor)?)
         })?;
@@ -138,17 +123,17 @@ impl Saver {
     ///
     /// # Errors
     /// It could not be written.
-    pub(crate) fn report(&mut self, observer: &mut dyn Observer) -> Result<()> {
-        if self.background.is_done() { self.finish(observer) } else { Ok(()) }
+    pub(crate) fn report(&mut self, engine: &Engine, observer: &mut dyn Observer) -> Result<()> {
+        if self.background.is_done() { self.finish(engine, observer) } else { Ok(()) }
     }
 
     /// Waits for the checkpoint being written, if there is one.
     ///
     /// # Errors
     /// It could not be written.
-    pub(crate) fn finish(&mut self, observer: &mut dyn Observer) -> Result<()> {
+    pub(crate) fn finish(&mut self, engine: &Engine, observer: &mut dyn Observer) -> Result<()> {
         if let Some(path) = self.background.finish()? {
-            saved(&path, observer);
+            saved(&path, engine, observer);
         }
         Ok(())
     }
@@ -167,7 +152,7 @@ fn exchange_bytes(engine: &Engine, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
 }
 
 /// The text of the first rank that has one: the same on all.
-fn first_of_all(engine: &Engine, text: Option<String>) -> Result<Option<String>> {
+pub(crate) fn first_of_all(engine: &Engine, text: Option<String>) -> Result<Option<String>> {
     if engine.zero.comm().size() == 1 {
         return Ok(text);
     }
@@ -175,6 +160,7 @@ fn first_of_all(engine: &Engine, text: Option<String>) -> Result<Option<String>>
     Ok(all.into_iter().find(|text| !text.is_empty()).map(|text| String::from_utf8_lossy(&text).into_owned()))
 }
 
-fn saved(path: &Path, observer: &mut dyn Observer) {
+fn saved(path: &Path, engine: &Engine, observer: &mut dyn Observer) {
     observer.on(Event::Saved { path });
+    engine.tell(|callback, control| callback.on_save(engine, path, control));
 }

@@ -283,6 +283,11 @@ impl TrainState {
         Ok(None)
     }
 
+    /// The f32 weights that are trained, in the order of parameters.
+    pub fn trained(&self) -> impl Iterator<Item = (ParamId, &Tensor)> {
+        self.weights.iter().filter(|weight| !weight.is_frozen).map(|weight| (weight.id, &weight.master))
+    }
+
     /// What training has made of every weight, with its specification, in the order of the model: the average where there is
     /// one. In f32; frozen weights in the compute format.
     pub fn results<'a>(&'a self, model: &'a Model) -> impl Iterator<Item = (&'a ParamSpec, &'a Tensor)> {

@@ -8,16 +8,19 @@
 //! - Micro-batch g of a step is round x ranks + rank. Every rank runs as many rounds, and sees the same loss, norm and
 //!   decisions: numbers of micro-batches are added in the order of g, on every rank.
 
+use crate::breakdown::Clock;
 use crate::error::{Result, TrainError};
 use crate::grad_norm::clip_factor;
 use crate::layer_drop::{Dropping, Kept};
+use crate::norms::{self, BlockNorms};
 use crate::plan::groups::ParamGroups;
 use crate::state::{TrainState, noise_std};
 use generate::to_batch;
-use models::{Model, Pass};
+use models::{Model, Pass, PassOutput, Recorded, Residency};
 use ops::{Batch, Cost, Env, HeadRequest, Single};
 use optim::{GradientEdit, Step};
-use parallel::{Zero, grad_norm};
+use parallel::{Order, Zero, grad_norm};
+use std::time::Instant;
 use tensor::{DType, Queue, Tensor};
 
 /// What a step is told.
@@ -62,6 +65,10 @@ pub struct StepContext<'a> {
     pub check_overflow: bool,
     /// A loss above it is a spike, whose update is not applied.
     pub loss_limit: Option<f64>,
+    /// Report the norms of every block.
+    pub norms: bool,
+    /// Times the parts of the step.
+    pub(crate) clock: Option<&'a Clock>,
 }
 
 /// What a step did.
@@ -81,9 +88,11 @@ pub struct StepReport {
     pub spiked: bool,
     /// Of the forward passes.
     pub cost: Cost,
+    /// Of every block; empty unless the step was asked for them.
+    pub norms: Vec<BlockNorms>,
 }
 
-/// What has been accumulated since the last update: a user's own loop holds one.
+/// What has been accumulated since the last update.
 #[derive(Default)]
 pub struct Accumulated {
     rounds: Vec<Round>,
@@ -111,42 +120,89 @@ struct Numbers {
     num_targets: u64,
 }
 
+/// A micro-batch between its forward and its backward.
+pub(crate) struct Forwarded {
+    batch: Batch,
+    first_sample: u32,
+    output: PassOutput,
+    recorded: Recorded,
+}
+
+impl Forwarded {
+    /// What its loss is made of: log-probabilities, blocks' own losses, targets that count.
+    pub(crate) fn parts(&self) -> (Tensor, Vec<Tensor>, usize) {
+        let PassOutput { logprobs, losses, .. } = &self.output;
+        (logprobs.clone(), losses.iter().map(|(_, loss)| loss.clone()).collect(), self.batch.num_targets)
+    }
+}
+
 impl StepContext<'_> {
-    /// Forward and backward of this rank's micro-batch of one round. `first_sample`: the number of its first sample in the
-    /// global batch; `is_last`: of the last round.
-    pub fn micro_batch(
+    /// Forward of one micro-batch, at the start of a step after forgetting the gradients of the step before. `first_sample`:
+    /// the number of its first sample in the global batch. None where there is no token to run.
+    pub(crate) fn forward(
         &self,
         samples: &[data::Sample],
         first_sample: u32,
-        is_last: bool,
-        so_far: &mut Accumulated,
-    ) -> Result<()> {
+        so_far: &Accumulated,
+    ) -> Result<Option<Forwarded>> {
         let batch = to_batch(self.queue, samples, first_sample)?;
         if so_far.rounds.is_empty() {
             self.state.store.clear_gradients();
             self.zero.clear();
         }
-        let pass = self.zero.pass(self.queue, &self.state.store, is_last);
         if batch.num_tokens == 0 {
-            pass.run_idle(self.model)?;
-            so_far.rounds.push(Round::default());
-            return Ok(());
+            return Ok(None);
         }
-        let seed = -self.loss_scale as f32 / self.nominal_targets as f32;
+        let env = self.env(&batch, Some(self.seed_of_backward()));
+        let (output, recorded) =
+            self.pass_over(first_sample, false, |pass| pass.forward_recorded(&env, self.recompute))?;
+        Ok(Some(Forwarded { batch, first_sample, output, recorded }))
+    }
+
+    /// Backward of what [`StepContext::forward`] ran: its gradients are added to those of the step. `is_last`: no micro-batch of
+    /// the step follows.
+    pub(crate) fn backward(&self, forwarded: Forwarded, is_last: bool, so_far: &mut Accumulated) -> Result<()> {
+        let Forwarded { batch, first_sample, output, recorded } = forwarded;
         // The factor nominal / counted of the update makes this the micro-batch's share of the step's targets.
         let loss_weight = batch.num_targets as f32 / self.nominal_targets as f32 * self.loss_scale as f32;
-        let num_blocks = self.model.blocks.len();
-        let kept = self.pld_theta.map(|theta| Kept::draw(num_blocks, theta, self.seed, self.step, first_sample));
-        let residency = Dropping { inner: &pass, kept };
-        let pass = Pass { model: self.model, residency: &residency };
-        let pass = pass.forward_backward(&self.env(&batch, Some(seed)), loss_weight, self.recompute)?;
+        let env = self.env(&batch, Some(self.seed_of_backward()));
+        self.pass_over(first_sample, is_last, |pass| pass.backward(&env, recorded, loss_weight))?;
         so_far.rounds.push(Round {
-            logprobs: Some(pass.logprobs),
-            losses: pass.losses.into_iter().map(|(_, loss)| loss).collect(),
+            logprobs: Some(output.logprobs),
+            losses: output.losses.into_iter().map(|(_, loss)| loss).collect(),
             num_targets: batch.num_targets as u64,
         });
-        so_far.cost += pass.cost;
+        so_far.cost += output.cost;
         Ok(())
+    }
+
+    /// In place of both halves where a micro-batch has no token: what it adds is zero, and other ranks count on this one.
+    pub(crate) fn idle(&self, is_last: bool, so_far: &mut Accumulated) -> Result<()> {
+        if self.zero.comm().size() > 1 || self.zero.order() == Order::Tree {
+            self.zero.pass(self.queue, &self.state.store, is_last).run_idle(self.model)?;
+        }
+        so_far.rounds.push(Round::default());
+        Ok(())
+    }
+
+    /// The gradient of the step's loss, before the factor of the update, with respect to each counted log-probability.
+    fn seed_of_backward(&self) -> f32 {
+        -self.loss_scale as f32 / self.nominal_targets as f32
+    }
+
+    /// Half a pass over the micro-batch that begins at a sample, with the layers left out that progressive layer drop draws.
+    fn pass_over<T>(
+        &self,
+        first_sample: u32,
+        is_last: bool,
+        half: impl FnOnce(Pass<'_>) -> ops::Result<T>,
+    ) -> ops::Result<T> {
+        let num_blocks = self.model.blocks.len();
+        let kept = self.pld_theta.map(|theta| Kept::draw(num_blocks, theta, self.seed, self.step, first_sample));
+        let shared = self.zero.pass(self.queue, &self.state.store, is_last);
+        let residency = Dropping { inner: &shared, kept };
+        let timed = self.clock.map(|clock| clock.over(&residency));
+        half(Pass { model: self.model, residency: timed.as_ref().map_or(&residency as &dyn Residency, |timed| timed) })
     }
 
     /// The numbers of all micro-batches of all ranks, in the order of g.
@@ -171,8 +227,15 @@ impl StepContext<'_> {
         Ok((0..own.len()).flat_map(|round| by_rank.iter().map(move |rank| rank[round])).collect())
     }
 
-    /// Norm, clipping and update. `samples`: this rank's micro-batches again, to find where a loss stopped being finite.
-    pub fn update(&self, so_far: Accumulated, samples: &[data::Sample]) -> Result<StepReport> {
+    /// Norm, clipping and update. `samples`: the micro-batches again, to find where a loss stopped being finite. `ready` is
+    /// told the norm when the gradient is complete, before the weights change.
+    pub fn update(
+        &self,
+        so_far: Accumulated,
+        samples: &[data::Sample],
+        ready: &mut dyn FnMut(f64),
+    ) -> Result<StepReport> {
+        let start = Instant::now();
         let Accumulated { rounds, cost } = so_far;
         let numbers = self.numbers(&rounds)?;
         let gradients = self.zero.finish(self.queue, &self.state.store)?;
@@ -192,6 +255,11 @@ impl StepContext<'_> {
             self.state.edit_gradients(self.queue, self.groups, edit.over(to_mean), &gradients)?;
         }
         let norm = to_mean * grad_norm(self.queue, self.zero, &gradients)?;
+        ready(norm);
+        let norms = match self.norms {
+            true => norms::of_blocks(self.queue, self.model, self.state, &gradients, to_mean)?,
+            false => Vec::new(),
+        };
         let skipped = self.check_overflow && !norm.is_finite();
         let spiked = self.loss_limit.is_some_and(|limit| loss > limit);
         if !skipped && !spiked {
@@ -206,7 +274,10 @@ impl StepContext<'_> {
         }
         self.zero.give_back(gradients);
         let loss_scale = (self.dtype == DType::F16).then_some(self.loss_scale);
-        Ok(StepReport { loss, grad_norm: norm, num_targets, skipped, loss_scale, spiked, cost })
+        if let Some(clock) = self.clock {
+            clock.updated(start);
+        }
+        Ok(StepReport { loss, grad_norm: norm, num_targets, skipped, loss_scale, spiked, cost, norms })
     }
 
     pub(crate) fn env<'a>(&'a self, batch: &'a Batch, seed: Option<f32>) -> Env<'a> {
@@ -219,6 +290,7 @@ impl StepContext<'_> {
             head: HeadRequest::TokenLogprobs { seed },
             dropout: Some((self.seed, self.step)),
             cache: None,
+            probe: self.clock.and_then(|clock| clock.probe(self.step)),
         }
     }
 }

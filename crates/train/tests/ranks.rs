@@ -83,7 +83,7 @@ fn what_goes_on_between_gradient_and_update_is_that_of_one_rank() {
         (
             "frozen weights",
             vec![
-                ("optimizer.groups", json!([{ "params": ["*wpe*", "*h.0*"], "frozen": true }])),
+                ("optimizer.groups", json!([{ "match": ["*wpe*", "*h.0*"], "frozen": true }])),
                 ("bf16", json!({ "enabled": true })),
             ],
         ),

@@ -11,3 +11,4 @@ pub(crate) mod numbers;
 pub(crate) mod plan;
 pub(crate) mod score;
 pub(crate) mod train;
+pub(crate) mod watch;

@@ -9,6 +9,7 @@
 //! | `output` | where a run may write |
 //! | `ranks` | several ranks in one process |
 //! | `stopping` | failures while running, signals, kills, resuming |
+//! | `watching` | what a run says of itself, and `watch` |
 //! | `results` | what commands print, and what a run leaves |
 //! | `words` | help, logs, pipes, the start |
 
@@ -21,4 +22,5 @@ mod ranks;
 mod results;
 mod run_file;
 mod stopping;
+mod watching;
 mod words;

@@ -6,8 +6,8 @@ use std::io::Read;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-const COMMANDS: [&str; 10] =
-    ["train", "plan", "eval", "score", "generate", "export", "bench", "info", "completions", "man"];
+const COMMANDS: [&str; 11] =
+    ["train", "watch", "plan", "eval", "score", "generate", "export", "bench", "info", "completions", "man"];
 
 #[test]
 fn every_command_has_help_with_an_example() {
@@ -49,7 +49,8 @@ fn with_every_event() -> Place {
     let place = Place::new();
     let run = json!({"output": "out", "steps": 20, "eval_every": 10, "checkpoint_every": 10, "sample_every": 10,
                      "sample_prompt": "The", "sample_tokens": 8});
-    let changes = [("run", run), ("data.validation", json!({"split": 0.1})), ("wall_clock_breakdown", json!(true))];
+    let no_effect = json!({"synchronize_checkpoint_boundary": true});
+    let changes = [("run", run), ("data.validation", json!({"split": 0.1})), ("activation_checkpointing", no_effect)];
     place.write("r.json", run_file_with(&changes).to_string());
     place
 }
@@ -64,7 +65,7 @@ fn progress_goes_to_standard_error_and_the_final_sample_to_standard_output() {
     let count = |begins: &str| lines.iter().filter(|line| line.starts_with(begins)).count();
     for (begins, times) in [
         ("tokenized corpus.txt: ", 1),
-        ("note: these keys have no effect here: wall_clock_breakdown", 1),
+        ("note: these keys have no effect here: activation_checkpointing.synchronize_checkpoint_boundary", 1),
         ("23,008 parameters, f32, ", 1),
         ("20 steps of 4 x 32 tokens", 1),
         ("step 10/20  loss ", 1),

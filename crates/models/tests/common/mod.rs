@@ -42,6 +42,7 @@ impl Loaded {
             head,
             dropout: None,
             cache: None,
+            probe: None,
         }
     }
 

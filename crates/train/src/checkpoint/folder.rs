@@ -1,13 +1,13 @@
 //! The checkpoints of a run: which there are, the newest one that is whole, and which to keep.
 //!
-//! The newest is the one that `latest` names; without it, the one of the highest step. The others follow from the
-//! highest step down.
+//! The newest is the one that `latest` names, whatever its tag; without it, the one of the highest step. The others follow
+//! from the highest step down; checkpoints under tags of a user's own are known by `latest` or by name, and never removed.
 //!
-//! `.step-N.replaced.partial` is a checkpoint that another one of the same step was about to replace. While there is no
-//! `step-N` it stands for it; otherwise it is a leftover like every `.NAME.partial`.
+//! `.NAME.replaced.partial` is a checkpoint that another one of the same name was about to replace. While there is no
+//! `NAME` it stands for it; otherwise it is a leftover like `.NAME.partial`.
 
 use super::manifest::MANIFEST_FILE;
-use super::{Checkpoint, CheckpointError};
+use super::{Checkpoint, CheckpointError, Tag};
 use std::cmp::Reverse;
 use std::fs;
 use std::io;
@@ -63,7 +63,7 @@ pub fn prune(dir: &Path, keep: usize) -> Result<(), CheckpointError> {
     if keep == 0 {
         return Ok(());
     }
-    clear_leftovers(dir)?;
+    clear_leftovers(dir, None)?;
     for folder in list(dir)?.iter().skip(keep) {
         if let Some(aside) = set_aside(folder, OLD)? {
             fs::remove_dir_all(&aside).map_err(CheckpointError::io(folder, "remove the old checkpoint"))?;
@@ -98,6 +98,20 @@ pub fn open_any(path: &Path) -> Result<Option<Checkpoint>, CheckpointError> {
     folders.first().map(|folder| Checkpoint::open(folder)).transpose()
 }
 
+/// Opens the checkpoint `tag` in `dir`.
+///
+/// # Errors
+/// [`CheckpointError::Tag`] if there is none; [`CheckpointError::Damaged`], [`CheckpointError::Io`].
+pub fn tagged(dir: &Path, tag: &str) -> Result<Checkpoint, CheckpointError> {
+    match standing(dir, tag) {
+        Some(folder) => Checkpoint::open(&folder),
+        None => {
+            let rule = format!("there is no such checkpoint in {}; give one that was saved there", dir.display());
+            Err(CheckpointError::Tag { tag: tag.to_owned(), rule })
+        }
+    }
+}
+
 /// What may be a checkpoint in a folder.
 struct Candidates {
     /// The newest first.
@@ -109,32 +123,34 @@ struct Candidates {
 impl Candidates {
     fn find(dir: &Path) -> Result<Self, CheckpointError> {
         let names = names(dir)?;
-        let replaced = names.iter().filter_map(|name| replaced_step(name)).filter(|&step| !holds(dir, step));
-        let replaced: Vec<u64> = replaced.collect();
-        let whole = names.iter().filter_map(|name| step_of(name)).filter(|&step| holds(dir, step));
-        let mut steps: Vec<u64> = whole.chain(replaced.iter().copied()).collect();
+        let of = |name: &String| step_of(replaced_name(name).unwrap_or(name));
+        let mut steps: Vec<u64> = names.iter().filter_map(of).collect();
+        steps.retain(|&step| standing(dir, &folder_name(step)).is_some());
         steps.sort_by_key(|&step| Reverse(step));
+        steps.dedup();
+        let mut tagged = None;
         let path = dir.join(LATEST_FILE);
         let latest_problem = match fs::read(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             Err(e) => return Err(CheckpointError::io(&path, "read")(e)),
             Ok(bytes) => {
                 let name = String::from_utf8_lossy(bytes.trim_ascii());
-                match step_of(&name).filter(|step| steps.contains(step)) {
-                    Some(latest) => {
+                match (step_of(&name), standing(dir, &name)) {
+                    (Some(latest), _) if steps.contains(&latest) => {
                         // What lies above it is of a future that was given up.
                         steps.sort_by_key(|&step| (step > latest, Reverse(step)));
                         None
                     }
-                    None => Some(format!("{}: it names {name:?}, and there is no such checkpoint", path.display())),
+                    (None, Some(folder)) => {
+                        tagged = Some(folder);
+                        None
+                    }
+                    _ => Some(format!("{}: it names {name:?}, and there is no such checkpoint", path.display())),
                 }
             }
         };
-        let folder = |step: u64| {
-            let folder = dir.join(folder_name(step));
-            if replaced.contains(&step) { aside(&folder, REPLACED) } else { folder }
-        };
-        Ok(Self { folders: steps.into_iter().map(folder).collect(), latest_problem })
+        let of_steps = steps.into_iter().filter_map(|step| standing(dir, &folder_name(step)));
+        Ok(Self { folders: tagged.into_iter().chain(of_steps).collect(), latest_problem })
     }
 }
 
@@ -144,18 +160,22 @@ pub(crate) fn folder_name(step: u64) -> String {
 }
 
 /// The step of a folder with this name; `None` if it is not that of a checkpoint.
-fn step_of(name: &str) -> Option<u64> {
+pub(crate) fn step_of(name: &str) -> Option<u64> {
     let step = name.strip_prefix(STEP_PREFIX)?.parse().ok()?;
     (folder_name(step) == name).then_some(step)
 }
 
-/// The step of a checkpoint that was about to be replaced, from the name it has then.
-fn replaced_step(name: &str) -> Option<u64> {
-    step_of(name.strip_prefix('.')?.strip_suffix(PARTIAL_SUFFIX)?.strip_suffix(REPLACED)?.strip_suffix('.')?)
+/// The name of a checkpoint that was about to be replaced, from the name it has then.
+fn replaced_name(name: &str) -> Option<&str> {
+    name.strip_prefix('.')?.strip_suffix(PARTIAL_SUFFIX)?.strip_suffix(REPLACED)?.strip_suffix('.')
 }
 
-fn holds(dir: &Path, step: u64) -> bool {
-    dir.join(folder_name(step)).is_dir()
+/// The folder that stands for the checkpoint `name`, if that is a name and there is one.
+fn standing(dir: &Path, name: &str) -> Option<PathBuf> {
+    Tag::check(name).ok()?;
+    let folder = dir.join(name);
+    let replaced = || aside(&folder, REPLACED);
+    if folder.is_dir() { Some(folder) } else { Some(replaced()).filter(|folder| folder.is_dir()) }
 }
 
 /// What `path` is called while it is not complete.
@@ -166,7 +186,8 @@ pub(crate) fn partial_path(path: &Path) -> PathBuf {
 
 /// What `folder` is called once it is set aside.
 fn aside(folder: &Path, why: &str) -> PathBuf {
-    partial_path(&folder.with_extension(why))
+    let name = folder.file_name().expect("aside: the path ends in a name");
+    partial_path(&folder.with_file_name(format!("{}.{why}", name.to_string_lossy())))
 }
 
 /// Takes the name of a complete checkpoint from `folder`; returns where it is now, if it was there.
@@ -180,17 +201,27 @@ pub(crate) fn set_aside(folder: &Path, why: &str) -> Result<Option<PathBuf>, Che
 }
 
 /// Removes what processes that were killed left unfinished in `dir`, and gives a checkpoint its name back that was set
-/// aside for one that never came.
-pub(crate) fn clear_leftovers(dir: &Path) -> Result<(), CheckpointError> {
-    for step in names(dir)?.iter().filter_map(|name| replaced_step(name)).filter(|&step| !holds(dir, step)) {
-        let folder = dir.join(folder_name(step));
-        fs::rename(aside(&folder, REPLACED), &folder)
-            .map_err(CheckpointError::io(&folder, "restore the checkpoint"))?;
+/// aside for one that never came. Of names that are not a run's it looks at those of `tag` alone: a program may save to a
+/// folder that holds other things.
+pub(crate) fn clear_leftovers(dir: &Path, tag: Option<&Tag>) -> Result<(), CheckpointError> {
+    let is_ours =
+        |name: &str| name == LATEST_FILE || step_of(name).is_some() || tag.is_some_and(|tag| tag.as_str() == name);
+    let all = names(dir)?;
+    for name in all.iter().filter_map(|name| replaced_name(name)).filter(|name| is_ours(name)) {
+        let folder = dir.join(name);
+        if !folder.is_dir() {
+            fs::rename(aside(&folder, REPLACED), &folder)
+                .map_err(CheckpointError::io(&folder, "restore the checkpoint"))?;
+        }
     }
-    let partials = names(dir)?.into_iter().filter(|name| name.starts_with('.') && name.ends_with(PARTIAL_SUFFIX));
-    for path in partials.map(|name| dir.join(name)) {
-        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-        removed.map_err(CheckpointError::io(&path, "remove what an earlier process left"))?;
+    for name in names(dir)? {
+        let Some(of) = name.strip_prefix('.').and_then(|name| name.strip_suffix(PARTIAL_SUFFIX)) else { continue };
+        let without = |why: &str| of.strip_suffix(why).and_then(|of| of.strip_suffix('.'));
+        if is_ours(without(REPLACED).or_else(|| without(OLD)).unwrap_or(of)) {
+            let path = dir.join(&name);
+            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            removed.map_err(CheckpointError::io(&path, "remove what an earlier process left"))?;
+        }
     }
     Ok(())
 }

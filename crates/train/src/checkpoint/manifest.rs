@@ -65,6 +65,27 @@ pub struct Head {
     /// The last step whose evaluation was made, and is in the state above.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evaluated: Option<u64>,
+    /// The rate that was set by hand, while it holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub set_lr: Option<f64>,
+    /// Where optimizer and schedule began anew.
+    #[serde(default, skip_serializing_if = "FreshFrom::is_start")]
+    pub fresh_from: FreshFrom,
+    /// What each callback goes on from, with its name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub callbacks: Vec<(String, Value)>,
+    /// What the program that saved it goes on from.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub client_state: Value,
+}
+
+/// Steps that changed the weights before optimizer and schedule began anew: both count from there. 0: with the weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FreshFrom {
+    /// Before the optimizer's first step.
+    pub optimizer: u64,
+    /// Before the schedule's first step.
+    pub schedule: u64,
 }
 
 /// How far a run is.

@@ -3,7 +3,7 @@
 //! `checkpoints/step-00000500/` holds `manifest.json` and one safetensors file per writing rank; `checkpoints/latest`
 //! is a text file with the newest folder's name. The manifest knows global tensors by their Hugging Face names; each is
 //! tiled by pieces, runs of its elements in row-major order, wherever in the files they lie. So a reader asks for
-//! elements and needs not know who wrote them.
+//! elements and needs not know who wrote them. A program that saves by itself names the folder as it likes.
 //!
 //! | module | what |
 //! | --- | --- |
@@ -11,11 +11,12 @@
 //! | [`write`](mod@write) | a checkpoint, from the ranks' tensors |
 //! | [`background`] | the same while training goes on |
 //! | [`read`] | one checkpoint: checked on opening, every piece checked when it is read |
+//! | [`tag`] | what a checkpoint is called |
 //! | [`folder`] | the checkpoints of a run: the newest one that is whole, and which to keep |
 //!
 //! # Invariants
-//! - A folder called `step-N` is complete. Everything unfinished is called `.NAME.partial` and is removed by the next
-//!   write.
+//! - A folder called `step-N`, or by a tag, is complete. Everything unfinished is called `.NAME.partial` and is removed by
+//!   the next write.
 //! - What is read is what was written: each piece and the manifest carry a crc32c, and no byte is handed on before it is
 //!   checked.
 //! - Writing holds one tensor in memory and four MiB beside, writing in the background a copy of all of them; reading
@@ -28,6 +29,7 @@ mod direct;
 pub mod folder;
 pub mod manifest;
 pub mod read;
+pub mod tag;
 pub mod write;
 
 use models::hf::HfError;
@@ -35,10 +37,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use background::{Background, Job};
-pub use folder::{list, newest, open_any, prune};
-pub use manifest::{Counters, Head, Loader, Manifest, Piece, Rng, TensorEntry};
+pub use folder::{list, newest, open_any, prune, tagged};
+pub use manifest::{Counters, FreshFrom, Head, Loader, Manifest, Piece, Rng, TensorEntry};
 pub use read::Checkpoint;
-pub use write::{Staging, TensorSpec, write};
+pub use tag::{Tag, TagValidation};
+pub use write::{Staging, TensorSpec, write, write_tagged};
 
 /// Why a checkpoint could not be written or read. Its text is one paragraph.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +90,14 @@ pub enum CheckpointError {
         dir: PathBuf,
         /// What is wrong with each.
         problems: Vec<String>,
+    },
+    /// The name of a checkpoint is none, or that of another.
+    #[error("the checkpoint's tag is {tag:?}; {rule}")]
+    Tag {
+        /// What was given.
+        tag: String,
+        /// What is wrong with it.
+        rule: String,
     },
     /// `latest` could not be written.
     #[error(transparent)]

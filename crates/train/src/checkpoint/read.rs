@@ -107,6 +107,7 @@ impl Checkpoint {
         self.read_elements(tensor, elements)
     }
 
+    /// As [`Checkpoint::tensor`], of one that must be there.
     pub(crate) fn expect(&self, kind: &str, name: &str) -> Result<&TensorEntry, CheckpointError> {
         let missing = || CheckpointError::NoTensor { folder: self.folder.clone(), tensor: label(kind, name) };
         self.tensor(kind, name).ok_or_else(missing)

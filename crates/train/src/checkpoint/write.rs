@@ -1,7 +1,7 @@
 //! Writing a checkpoint so that it is complete or absent.
 //!
 //! # Order of events
-//! 1. [`Staging::create`] removes what killed processes left and makes `.step-N.partial`.
+//! 1. [`Staging::create`] removes what killed processes left and makes `.TAG.partial`.
 //! 2. Each rank writes its file there ([`Staging::write_rank`]), one tensor after the other, past the page cache
 //!    (`direct`), and syncs it.
 //! 3. [`Staging::commit`] writes and syncs the manifest, prepares `latest` so that it cannot run out of space any more,
@@ -12,13 +12,13 @@
 //!
 //! A folder that already has the name (a damaged one that was passed over, or steps done again) is set aside when the new
 //! one is whole and synced, and removed when that has the name. A process killed between these two renames leaves no
-//! `step-N`; what was set aside then counts as `step-N`, and gets its name back from whoever writes next
+//! folder of that name; what was set aside then counts as it, and gets its name back from whoever writes next
 //! ([`folder`](mod@super::folder)).
 
 use super::direct::DirectFile;
 use super::folder::{self, LATEST_FILE};
 use super::manifest::{DTYPE, FORMAT_VERSION, MANIFEST_FILE};
-use super::{CheckpointError, Head, Manifest, Piece, TensorEntry, label};
+use super::{CheckpointError, Head, Manifest, Piece, Tag, TensorEntry, label};
 use models::hf::atomic::{AtomicFile, sync_folder, sync_parent};
 use models::hf::{Dtype, WeightSpec, file_header};
 use std::collections::HashMap;
@@ -64,7 +64,7 @@ impl TensorSpec {
     }
 }
 
-/// Writes a checkpoint of one rank's `tensors` into `dir` (`.../checkpoints`) and returns its folder.
+/// Writes the checkpoint of a run on one rank into `dir` (`.../checkpoints`) and returns its folder.
 ///
 /// `read` gives the values of a tensor, by its place in `tensors`: those of all its runs, one after the other. It is
 /// called once for each, in order.
@@ -81,7 +81,22 @@ pub fn write<V: AsRef<[f32]>, E: From<CheckpointError>>(
     tensors: &[TensorSpec],
     read: &mut dyn FnMut(usize) -> Result<V, E>,
 ) -> Result<PathBuf, E> {
-    let staging = Staging::create(dir, head.counters.step)?;
+    write_tagged(dir, &Tag::of_step(head.counters.step), head, tensors, read)
+}
+
+/// The same under a tag of the caller's own.
+///
+/// # Errors
+/// # Panics
+/// As [`write`](fn@write).
+pub fn write_tagged<V: AsRef<[f32]>, E: From<CheckpointError>>(
+    dir: &Path,
+    tag: &Tag,
+    head: &Head,
+    tensors: &[TensorSpec],
+    read: &mut dyn FnMut(usize) -> Result<V, E>,
+) -> Result<PathBuf, E> {
+    let staging = Staging::tagged(dir, tag)?;
     let entries = staging.write_rank(0, tensors, read)?;
     Ok(staging.commit(head, entries)?)
 }
@@ -92,33 +107,41 @@ pub struct Staging {
     dir: PathBuf,
     folder: PathBuf,
     partial: PathBuf,
-    step: u64,
+    tag: Tag,
     /// Whether this rank made the folder, and removes what is not committed.
     is_own: bool,
 }
 
 impl Staging {
-    /// Begins the checkpoint of `step` in `dir`, which is created if need be.
+    /// Begins the checkpoint that a run calls by its step, in `dir`, which is created if need be.
     ///
     /// # Errors
     /// [`CheckpointError::Write`].
     pub fn create(dir: &Path, step: u64) -> Result<Self, CheckpointError> {
+        Self::tagged(dir, &Tag::of_step(step))
+    }
+
+    /// Begins the checkpoint `tag` in `dir`, which is created if need be.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Write`].
+    pub fn tagged(dir: &Path, tag: &Tag) -> Result<Self, CheckpointError> {
         if !dir.is_dir() {
             fs::create_dir_all(dir).map_err(CheckpointError::write(dir))?;
             sync_parent(dir)?;
         }
-        folder::clear_leftovers(dir)?;
-        let folder = dir.join(folder::folder_name(step));
+        folder::clear_leftovers(dir, Some(tag))?;
+        let folder = dir.join(tag.as_str());
         let partial = folder::partial_path(&folder);
         fs::create_dir(&partial).map_err(CheckpointError::write(&folder))?;
-        Ok(Self { dir: dir.to_owned(), folder, partial, step, is_own: true })
+        Ok(Self { dir: dir.to_owned(), folder, partial, tag: tag.clone(), is_own: true })
     }
 
-    /// The checkpoint of `step` that another rank has begun in `dir`, for [`Staging::write_rank`] alone.
-    pub fn join(dir: &Path, step: u64) -> Self {
-        let folder = dir.join(folder::folder_name(step));
+    /// The checkpoint `tag` that another rank has begun in `dir`, for [`Staging::write_rank`] alone.
+    pub fn join(dir: &Path, tag: &Tag) -> Self {
+        let folder = dir.join(tag.as_str());
         let partial = folder::partial_path(&folder);
-        Self { dir: dir.to_owned(), folder, partial, step, is_own: false }
+        Self { dir: dir.to_owned(), folder, partial, tag: tag.clone(), is_own: false }
     }
 
     /// Writes the file of `rank` and returns what the manifest is to say about it; see [`write`](fn@write).
@@ -163,7 +186,8 @@ impl Staging {
     /// # Panics
     /// If the entries' pieces are not each element of each tensor once.
     pub fn commit(self, head: &Head, entries: Vec<TensorEntry>) -> Result<PathBuf, CheckpointError> {
-        assert!(head.counters.step == self.step, "Staging::commit: the head is that of another step");
+        let of = folder::step_of(self.tag.as_str());
+        assert!(of.is_none_or(|of| of == head.counters.step), "Staging::commit: the head is that of another step");
         let manifest = Manifest { format_version: FORMAT_VERSION, head: head.clone(), tensors: merge(entries) };
         if let Err(problem) = manifest.check() {
             panic!("Staging::commit: {problem}");
@@ -173,7 +197,7 @@ impl Staging {
         file.finish()?;
         sync_folder(&self.partial)?;
         let mut latest = AtomicFile::create(&self.dir.join(LATEST_FILE))?;
-        latest.write(format!("{}\n", folder::folder_name(self.step)).as_bytes())?;
+        latest.write(format!("{}\n", self.tag.as_str()).as_bytes())?;
         latest.finish()?;
 
         let replaced = folder::set_aside(&self.folder, folder::REPLACED)?;

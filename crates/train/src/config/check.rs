@@ -160,6 +160,10 @@ impl Walk<'_> {
         match key.status {
             Status::Honoured => {}
             Status::NoEffect => self.unheeded.no_effect.push(path.to_owned()),
+            Status::Refused { instead } => {
+                let message = format!("{path} is {}, {instead}", shown(value));
+                self.unheeded.not_yet.push(Fault { path: path.to_owned(), message });
+            }
             Status::NotYet { except } if except.contains(&value.to_string().as_str()) => {
                 self.unheeded.no_effect.push(path.to_owned());
             }

@@ -73,6 +73,11 @@ pub enum Status {
         /// Values beside the default that are accepted and have no effect.
         except: &'static [&'static str],
     },
+    /// Refused by name, for good.
+    Refused {
+        /// Why, and what to use instead, as the rest of a sentence that begins with key and value.
+        instead: &'static str,
+    },
 }
 
 /// The keys of `params` under one type of optimizer or schedule.

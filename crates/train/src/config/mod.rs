@@ -43,9 +43,12 @@ pub(crate) use scheduler::groups_per_item;
 pub use scheduler::{PerGroup, SchedulerConfig};
 pub(crate) use together::tensor_ranks;
 
+use crate::checkpoint::TagValidation;
 use crate::curriculum::CurriculumConfig;
+use crate::flops_profiler::FlopsProfilerConfig;
 use crate::layer_drop::LayerDropConfig;
 use crate::loss_spike::LossSpikeConfig;
+use crate::monitor::MonitorConfig;
 use crate::plan::ramp::RampConfig;
 use check::Unheeded;
 use data::DataConfig;
@@ -71,6 +74,8 @@ pub struct RunConfig {
     pub train_micro_batch_size_per_gpu: Option<u64>,
     /// Micro-batches of one optimizer step.
     pub gradient_accumulation_steps: Option<u64>,
+    /// Whether the engine counts micro-batches to the end of a step in a program's own loop; false: every step updates.
+    pub managed_gradient_accumulation: bool,
     /// Largest global L2 norm of the gradient; 0 = off.
     pub gradient_clipping: f64,
     /// Steps between log lines; see [`RunConfig::log_every`].
@@ -91,6 +96,18 @@ pub struct RunConfig {
     pub progressive_layer_drop: LayerDropConfig,
     /// What data-parallel ranks share.
     pub zero_optimization: ZeroConfig,
+    /// Figures as TensorBoard event files.
+    pub tensorboard: MonitorConfig,
+    /// Figures as CSV files.
+    pub csv_monitor: MonitorConfig,
+    /// One step measured module by module.
+    pub flops_profiler: FlopsProfilerConfig,
+    /// Where the time of a step goes; see [`RunConfig::times_steps`].
+    pub wall_clock_breakdown: bool,
+    /// Memory by kind with every log line of a step.
+    pub memory_breakdown: bool,
+    /// Every key with its final value in the log, once.
+    pub dump_state: bool,
     /// DeepSpeed's words for how checkpoints are written.
     pub checkpoint: CheckpointConfig,
     /// Ranks of the run, which no file says; 0 stands for 1. See [`RunConfig::num_ranks`].
@@ -138,6 +155,8 @@ pub struct RunSection {
     pub checkpoint_every: u64,
     /// Whether checkpoints are written while training goes on; see [`RunConfig::checkpoint_async`].
     pub checkpoint_async: Option<bool>,
+    /// Steps between norms of every block; 0: never.
+    pub norms_every: u64,
     /// Newest checkpoints kept; 0 = all.
     pub keep_checkpoints: usize,
     /// Steps between printed samples; 0: one at the end.
@@ -247,6 +266,10 @@ pub struct ZeroConfig {
 /// The `checkpoint` section.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct CheckpointConfig {
+    /// What happens when ranks save one checkpoint under different tags.
+    pub tag_validation: TagValidation,
+    /// A program that loads without a tag where there is no checkpoint is told so by an error.
+    pub load_universal: bool,
     /// None: not given.
     pub writer: Option<WriterConfig>,
 }
@@ -399,6 +422,11 @@ impl RunConfig {
     /// Steps between log lines.
     pub fn log_every(&self) -> u64 {
         self.run.log_every.or(self.steps_per_print).unwrap_or(10)
+    }
+
+    /// Whether the parts of every step are timed: asked for, or because the profiler needs it.
+    pub fn times_steps(&self) -> bool {
+        self.wall_clock_breakdown || self.flops_profiler.enabled
     }
 
     /// Whether checkpoints are written while training goes on, which takes memory for a copy of the state: on unless

@@ -19,6 +19,7 @@ error, and so is an unknown key. `\"auto\"` means: derive it, or take the defaul
 - **no effect**: it tunes something that has no counterpart here; the log lists it once.
 - **not yet**: checked and shown by `bessemer plan`; `bessemer train` refuses it by name. Values in brackets are accepted: they ask
   for what happens anyway.
+- **refused**: planned and refused by name likewise, with what to use instead.
 
 DeepSpeed's older names are understood, with a notice: `bfloat16`, `zero_optimization: true`, `zero_optimization.cpu_offload`,
 `zero_optimization.cpu_offload_param`, `zero_optimization.stage3_gather_fp16_weights_on_model_save`, `aio.thread_count`. Keys of
@@ -69,6 +70,7 @@ fn status(key: &Key) -> String {
         Status::Honoured if matches!(key.kind, Kind::Section(_)) => String::new(),
         Status::Honoured => "honoured".into(),
         Status::NoEffect => "no effect".into(),
+        Status::Refused { .. } => "refused".into(),
         Status::NotYet { except: [] } => "not yet".into(),
         Status::NotYet { except } => {
             format!("not yet ({})", alternatives(except.iter().map(|text| format!("`{text}`"))))

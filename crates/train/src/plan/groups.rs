@@ -54,6 +54,16 @@ impl ParamGroup {
     }
 }
 
+/// An item of `optimizer.groups`, whether it takes weights or not.
+struct Item {
+    frozen: bool,
+    /// Its place among all that lists of a schedule have an item for.
+    place: usize,
+    /// Its own rate.
+    lr: f64,
+    rate: GroupRate,
+}
+
 /// The groups of a model's weights.
 pub struct ParamGroups {
     groups: Vec<ParamGroup>,
@@ -61,6 +71,8 @@ pub struct ParamGroups {
     places: Vec<(usize, f64)>,
     /// By parameter: its group; none where it is frozen or a computed table.
     assigned: Vec<Option<usize>>,
+    /// Of each item of `optimizer.groups`.
+    items: Vec<Item>,
     /// The format of moments.
     pub moments: Moments,
     name: &'static str,
@@ -81,6 +93,7 @@ impl ParamGroups {
         check_averages(config, main.as_ref())?;
         check_moments(config, optimizer, main.as_ref())?;
         let resolve = Resolve { config, optimizer, own, rules: rules(config, optimizer)? };
+        let items = resolve.items();
         let (mut groups, mut found, mut assigned) = (Vec::new(), HashMap::new(), Vec::new());
         let mut places = Vec::new();
         for spec in &model.params {
@@ -102,22 +115,38 @@ impl ParamGroups {
                 "optimizer.groups freezes every weight; at least one must be trained",
             ));
         }
-        Ok(Self { groups, places, assigned, moments: optimizer.moments, name: main.name() })
+        Ok(Self { groups, places, assigned, items, moments: optimizer.moments, name: main.name() })
     }
 
     /// Settles the schedules of groups that have their own, now that the run is `plan.steps` long.
     pub fn settle(&mut self, config: &RunConfig, plan: &RunPlan) {
         let Some(scheduler) = config.scheduler.as_ref().filter(|scheduler| scheduler.writes_rates()) else { return };
+        let rate = |place: usize, lr: f64| {
+            let schedule = scheduler.schedule(place, lr, plan.steps);
+            if schedule == plan.schedule { GroupRate::Share(1.0) } else { GroupRate::Own(schedule) }
+        };
         for (group, (place, lr)) in self.groups.iter_mut().zip(&self.places) {
-            let schedule = scheduler.schedule(*place, *lr, plan.steps);
-            let is_the_runs = schedule == plan.schedule;
-            group.rate = if is_the_runs { GroupRate::Share(1.0) } else { GroupRate::Own(schedule) };
+            group.rate = rate(*place, *lr);
+        }
+        for item in self.items.iter_mut().filter(|item| !item.frozen) {
+            item.rate = rate(item.place, item.lr);
         }
     }
 
     /// The group of a parameter; none where it is not trained.
     pub fn of(&self, id: ParamId) -> Option<&ParamGroup> {
         self.assigned[id.index()].map(|at| &self.groups[at])
+    }
+
+    /// The rates of the update after `applied_steps`: `lr`, that of weights in no item of `optimizer.groups`, then that of each
+    /// item, 0 where it is frozen.
+    pub fn rates(&self, lr: f64, applied_steps: u64) -> Vec<f64> {
+        let items = self.items.iter().map(|item| match &item.rate {
+            _ if item.frozen => 0.0,
+            GroupRate::Share(share) => lr * share,
+            GroupRate::Own(schedule) => schedule.lr(applied_steps),
+        });
+        std::iter::once(lr).chain(items).collect()
     }
 
     /// The name of the rule, by which checkpoints are told apart.
@@ -138,6 +167,22 @@ struct Resolve<'a> {
 }
 
 impl Resolve<'_> {
+    fn items(&self) -> Vec<Item> {
+        let item = |(index, (item, rule)): (usize, (&GroupConfig, &OptimizerRule))| Item {
+            frozen: item.frozen,
+            place: index * groups_per_item(&self.optimizer.rule),
+            lr: rule.lr(),
+            rate: self.share(rule.lr()),
+        };
+        self.optimizer.groups.iter().zip(&self.rules).enumerate().map(item).collect()
+    }
+
+    /// Of the scheduled rate of `optimizer.params.lr`.
+    fn share(&self, lr: f64) -> GroupRate {
+        let base = self.optimizer.rule.lr();
+        GroupRate::Share(if lr == base { 1.0 } else { lr / base })
+    }
+
     fn key(&self, spec: &ParamSpec) -> Option<GroupKey> {
         let matches = |group: &GroupConfig| group.globs.iter().any(|glob| glob_matches(glob, &spec.name));
         let item = self.optimizer.groups.iter().position(matches);
@@ -164,7 +209,7 @@ impl Resolve<'_> {
                  optimizer.params.lr in proportion, so it must be above 0"
             )));
         }
-        let rate = GroupRate::Share(if lr == base { 1.0 } else { lr / base });
+        let rate = self.share(lr);
         let rule = rule.or_else(|| self.own.clone()).expect("check_own found one");
         let weight_decay = if decays { weight_decay } else { 0.0 };
         Ok((ParamGroup { rule, rate, weight_decay, decays }, lr))

@@ -93,6 +93,13 @@ impl RunPlan {
                 mesh.data
             )));
         }
+        if config.run.norms_every > 0 && mesh.data > 1 && config.zero_optimization.stage > 0 {
+            return Err(config.error(format!(
+                "run.norms_every is {} and ranks share by zero_optimization.stage {}; norms of blocks are taken of whole \
+                 gradients: take stage 0 or --ranks 1, or leave run.norms_every out",
+                config.run.norms_every, config.zero_optimization.stage
+            )));
+        }
         Self::resolve_for(config, Batch::of(config, mesh.data)?, sequence_length, epoch_samples)
     }
 

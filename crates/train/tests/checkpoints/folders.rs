@@ -4,7 +4,7 @@ use super::{assert_holds, flip, head, names, specs, write_step};
 use std::fs;
 use std::path::Path;
 use tempfile::tempdir;
-use train::checkpoint::{Checkpoint, CheckpointError, list, newest, open_any, prune, write};
+use train::checkpoint::{Checkpoint, CheckpointError, Tag, list, newest, open_any, prune, tagged, write, write_tagged};
 
 fn latest(dir: &Path) -> String {
     fs::read_to_string(dir.join("latest")).unwrap()
@@ -191,6 +191,55 @@ fn prune_keeps_the_newest_n_and_0_keeps_all() {
     prune(dir.path(), 1).unwrap();
     assert_eq!(names(dir.path()), ["latest", "step-00000040"]);
     assert_eq!(newest_step(dir.path()), 40);
+}
+
+/// A checkpoint under a tag of a user's own.
+fn write_tag(dir: &Path, tag: &str, step: u64) -> Result<std::path::PathBuf, CheckpointError> {
+    let (specs, tag) = (specs(), Tag::new(tag.to_owned(), step)?);
+    write_tagged(dir, &tag, &head(step), &specs, &mut |index| Ok(super::owned(step, &specs[index], index)))
+}
+
+#[test]
+fn a_tag_is_the_newest_while_latest_names_it_and_is_never_pruned() {
+    let dir = tempdir().unwrap();
+    for step in [10, 20] {
+        write_step(dir.path(), step).unwrap();
+    }
+    let folder = write_tag(dir.path(), "best.v1", 15).unwrap();
+    assert_eq!(latest(dir.path()), "best.v1\n");
+    assert_eq!(newest_step(dir.path()), 15);
+    assert_eq!(open_any(dir.path()).unwrap().expect("best.v1").folder(), folder);
+    prune(dir.path(), 1).unwrap();
+    assert_eq!(names(dir.path()), ["best.v1", "latest"]);
+    write_step(dir.path(), 30).unwrap();
+    assert_eq!(newest_step(dir.path()), 30);
+    prune(dir.path(), 1).unwrap();
+    assert_eq!(names(dir.path()), ["best.v1", "latest", "step-00000030"]);
+    assert_holds(&tagged(dir.path(), "best.v1").unwrap(), 15);
+    for tag in ["best", "..", ".", "latest", ""] {
+        let want = format!(
+            "the checkpoint's tag is {tag:?}; there is no such checkpoint in {}; give one that was saved there",
+            dir.path().display()
+        );
+        assert_eq!(tagged(dir.path(), tag).unwrap_err().to_string(), want);
+    }
+}
+
+#[test]
+fn a_tag_is_replaced_like_a_step_and_other_hidden_files_of_its_folder_stay() {
+    let dir = tempdir().unwrap();
+    let folder = write_tag(dir.path(), "best", 10).unwrap();
+    // Killed between the two renames of a replacement, beside hidden files of a user's own.
+    fs::rename(&folder, dir.path().join(".best.replaced.partial")).unwrap();
+    fs::create_dir(dir.path().join(".best.partial")).unwrap();
+    fs::write(dir.path().join(".mine.partial"), "a download").unwrap();
+    assert_holds(&tagged(dir.path(), "best").unwrap(), 10);
+    assert_eq!(newest_step(dir.path()), 10);
+    write_tag(dir.path(), "last", 20).unwrap();
+    assert_holds(&tagged(dir.path(), "best").unwrap(), 10);
+    write_tag(dir.path(), "best", 30).unwrap();
+    assert_eq!(names(dir.path()), [".mine.partial", "best", "last", "latest"]);
+    assert_holds(&tagged(dir.path(), "best").unwrap(), 30);
 }
 
 #[test]

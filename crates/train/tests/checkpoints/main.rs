@@ -11,7 +11,7 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use train::checkpoint::{Checkpoint, CheckpointError, Counters, Head, Loader, Rng, TensorSpec, write};
+use train::checkpoint::{Checkpoint, CheckpointError, Counters, FreshFrom, Head, Loader, Rng, TensorSpec, write};
 use train::loss_scale::LossScale;
 use train::loss_spike::SpikeState;
 
@@ -31,6 +31,10 @@ fn head(step: u64) -> Head {
         loss_spike: Some(SpikeState { losses: [1.0 / 3.0, 0.1 + 0.2].into(), spikes: 1 }),
         plateau: Some(PlateauState { best: Some(1.0 / 3.0), bad: 1, cooldown: 2, reductions: 3 }),
         evaluated: Some(step),
+        set_lr: Some(0.1 + 0.2),
+        fresh_from: FreshFrom { optimizer: step / 2, schedule: step / 3 },
+        callbacks: vec![("stops".to_owned(), json!({ "best": 1.0 / 3.0 }))],
+        client_state: json!({ "text": "a\n  \"crc32c\": 7", "list": [1e-300, u64::MAX, null] }),
     }
 }
 

@@ -1,4 +1,4 @@
-//! No space: the last good checkpoint stays, and the message says what the system said.
+//! No space, no permission: the last good checkpoint stays, and the message says what the system said.
 
 use super::{assert_holds, names, write_step};
 use std::fs;
@@ -20,6 +20,12 @@ impl Tmpfs {
 
     pub(crate) fn path(&self) -> &Path {
         self.0.path()
+    }
+
+    /// What an administrator, or a file system with errors, does.
+    fn make_read_only(&self) {
+        let status = Command::new("mount").args(["-o", "remount,ro"]).arg(self.path()).status();
+        assert!(status.is_ok_and(|status| status.success()), "who may mount may remount");
     }
 }
 
@@ -62,6 +68,46 @@ fn on_a_full_disk_the_last_good_checkpoint_stays() {
     fs::remove_dir_all(dir.join("step-00000010")).unwrap();
     write_step(&dir, 20).unwrap();
     assert_holds(&newest(&dir).unwrap().unwrap().0, 20);
+}
+
+#[test]
+fn where_nothing_may_be_written_any_more_the_last_good_checkpoint_stays() {
+    let Some(disk) = Tmpfs::mount(4096) else {
+        eprintln!("skipped: this user may not mount a tmpfs");
+        return;
+    };
+    let dir = disk.path().join("checkpoints");
+    write_step(&dir, 10).unwrap();
+    disk.make_read_only();
+    let error = write_step(&dir, 20).unwrap_err().to_string();
+    let want = format!(
+        "{}/step-00000020: cannot write the checkpoint: Read-only file system (os error 30); the checkpoints before it are as \
+         they were",
+        dir.display()
+    );
+    assert_eq!(error, want);
+    assert_eq!(names(&dir), ["latest", "step-00000010"]);
+    assert_holds(&newest(&dir).unwrap().expect("step 10").0, 10);
+}
+
+#[test]
+#[cfg(unix)]
+fn without_permission_the_last_good_checkpoint_stays() {
+    use std::os::unix::fs::PermissionsExt;
+    let output = tempdir().unwrap();
+    let dir = output.path().join("checkpoints");
+    write_step(&dir, 10).unwrap();
+    let permit = |mode| fs::set_permissions(&dir, fs::Permissions::from_mode(mode)).unwrap();
+    permit(0o555);
+    if fs::write(dir.join("probe"), "").is_ok() {
+        eprintln!("skipped: this user may write anywhere; the test with a read-only file system stands in for it");
+        return;
+    }
+    let error = write_step(&dir, 20).unwrap_err().to_string();
+    assert!(error.contains("step-00000020: cannot write the checkpoint: Permission denied (os error 13)"), "{error}");
+    permit(0o755);
+    assert_eq!(names(&dir), ["latest", "step-00000010"]);
+    assert_holds(&newest(&dir).unwrap().expect("step 10").0, 10);
 }
 
 const DIR_OF_CHILD: &str = "BESSEMER_TEST_CHECKPOINTS";

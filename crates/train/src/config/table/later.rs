@@ -4,7 +4,14 @@ use super::{
     ABOVE_ZERO, ANY_NUMBER, COUNT, Key, NOT_NEGATIVE, NOT_YET, OPEN, POSITIVE, SECTION, SECTIONS, SHARE, TEXTS, keys,
 };
 use crate::config::keys::Kind::{Any, Bool, Int, List, Names, Text};
-use crate::config::keys::Status::Honoured;
+use crate::config::keys::Status::{self, Honoured};
+
+/// Reports to a service of somebody else's.
+const NO_SERVICE: Status = Status::Refused {
+    instead: "and this key reports to a network service, which training does not talk to; switch its section off and write \
+              the same numbers for TensorBoard (tensorboard.enabled true) or as CSV (csv_monitor.enabled true), or read \
+              metrics.jsonl in run.output",
+};
 
 pub(super) static KEYS: &[Key] = keys! {
     "autotuning", SECTION, "{}", Honoured, "search for fast settings";
@@ -33,16 +40,16 @@ pub(super) static KEYS: &[Key] = keys! {
     "autotuning.tuner_early_stopping", COUNT, "5", NOT_YET, "trials without gain before it stops";
     "autotuning.tuner_num_trials", POSITIVE, "50", NOT_YET, "most trials";
     "autotuning.tuner_type", Names(&["gridsearch", "random", "model_based"]), "\"gridsearch\"", NOT_YET, "how settings are chosen";
-    "comet", SECTION, "{}", Honoured, "Comet, a network service; metrics.jsonl holds the same numbers";
-    "comet.api_key", Text, "null", NOT_YET, "key of the account";
-    "comet.enabled", Bool, "false", NOT_YET, "reports to Comet";
-    "comet.experiment_key", Text, "null", NOT_YET, "which experiment goes on";
-    "comet.experiment_name", Text, "null", NOT_YET, "name shown";
-    "comet.mode", Text, "null", NOT_YET, "get, create or get_or_create";
-    "comet.online", Bool, "null", NOT_YET, "sends while running";
-    "comet.project", Text, "null", NOT_YET, "project";
-    "comet.samples_log_interval", POSITIVE, "100", NOT_YET, "samples between reports";
-    "comet.workspace", Text, "null", NOT_YET, "workspace";
+    "comet", SECTION, "{}", Honoured, "Comet, a network service; tensorboard, csv_monitor and metrics.jsonl hold the same numbers";
+    "comet.api_key", Text, "null", NO_SERVICE, "key of the account";
+    "comet.enabled", Bool, "false", NO_SERVICE, "reports to Comet";
+    "comet.experiment_key", Text, "null", NO_SERVICE, "which experiment goes on";
+    "comet.experiment_name", Text, "null", NO_SERVICE, "name shown";
+    "comet.mode", Text, "null", NO_SERVICE, "get, create or get_or_create";
+    "comet.online", Bool, "null", NO_SERVICE, "sends while running";
+    "comet.project", Text, "null", NO_SERVICE, "project";
+    "comet.samples_log_interval", POSITIVE, "100", NO_SERVICE, "samples between reports";
+    "comet.workspace", Text, "null", NO_SERVICE, "workspace";
     "comms_logger", SECTION, "{}", Honoured, "log of collectives";
     "comms_logger.debug", Bool, "false", NOT_YET, "names the callers";
     "comms_logger.enabled", Bool, "false", NOT_YET, "logs collectives";
@@ -151,10 +158,10 @@ pub(super) static KEYS: &[Key] = keys! {
     "compression_training.weight_quantization.shared_parameters.quantizer_kernel", Bool, "false", NOT_YET, "DeepSpeed's kernel";
     "compression_training.weight_quantization.shared_parameters.rounding", Names(&["nearest", "stochastic"]), "\"nearest\"", NOT_YET, "rounding";
     "compression_training.weight_quantization.shared_parameters.schedule_offset", COUNT, "0", NOT_YET, "first step";
-    "csv_monitor", SECTION, "{}", Honoured, "metrics as CSV; metrics.jsonl holds the same numbers";
-    "csv_monitor.enabled", Bool, "false", NOT_YET, "writes CSV";
-    "csv_monitor.job_name", Text, "\"DeepSpeedJobName\"", NOT_YET, "folder below output_path";
-    "csv_monitor.output_path", Text, "\"\"", NOT_YET, "folder";
+    "csv_monitor", SECTION, "{}", Honoured, "metrics as CSV, one file a tag";
+    "csv_monitor.enabled", Bool, "false", Honoured, "writes CSV";
+    "csv_monitor.job_name", Text, "\"DeepSpeedJobName\"", Honoured, "folder of the files, below output_path";
+    "csv_monitor.output_path", Text, "\"\"", Honoured, "folder around job_name; \"\": the working directory";
     "curriculum_learning", SECTION, "{}", Honoured, "sequence length that grows (the older section)";
     "curriculum_learning.curriculum_type", Names(&["seqlen"]), "\"seqlen\"", Honoured, "what grows: the length of rows";
     "curriculum_learning.enabled", Bool, "false", Honoured, "rows are cut to a length that grows with the steps";
@@ -223,13 +230,13 @@ pub(super) static KEYS: &[Key] = keys! {
     "datastates_ckpt", SECTION, "null", NOT_YET, "DataStates checkpoints";
     "datastates_ckpt.host_cache_size", ABOVE_ZERO, "null", NOT_YET, "GB of the host's memory for copies";
     "flops_profiler", SECTION, "{}", Honoured, "FLOPs and time by module";
-    "flops_profiler.detailed", Bool, "true", NOT_YET, "a row for each module";
-    "flops_profiler.enabled", Bool, "false", NOT_YET, "on";
-    "flops_profiler.module_depth", Int { min: -1, max: i64::MAX }, "-1", NOT_YET, "-1: to the innermost";
-    "flops_profiler.output_file", Text, "null", NOT_YET, "null: the log";
-    "flops_profiler.profile_step", COUNT, "1", NOT_YET, "the step measured";
-    "flops_profiler.recompute_fwd_factor", NOT_NEGATIVE, "0.0", NOT_YET, "share of the forward that is done twice";
-    "flops_profiler.top_modules", COUNT, "1", NOT_YET, "largest modules shown";
+    "flops_profiler.detailed", Bool, "true", Honoured, "a row for each module; false: the largest modules of each depth alone";
+    "flops_profiler.enabled", Bool, "false", Honoured, "measures one step module by module; wall_clock_breakdown comes with it";
+    "flops_profiler.module_depth", Int { min: -1, max: i64::MAX }, "-1", Honoured, "depth of the modules shown; 0: the model, -1: to the innermost";
+    "flops_profiler.output_file", Text, "null", Honoured, "where the report goes; null: the log";
+    "flops_profiler.profile_step", COUNT, "1", Honoured, "the optimizer step measured, from 1";
+    "flops_profiler.recompute_fwd_factor", NOT_NEGATIVE, "0.0", Honoured, "share of the forward that is counted once more as backward work";
+    "flops_profiler.top_modules", COUNT, "1", Honoured, "largest modules of each depth that are listed";
     "hybrid_engine", SECTION, "{}", Honoured, "generation inside training";
     "hybrid_engine.enable_cuda_graph", Bool, "false", NOT_YET, "CUDA graphs";
     "hybrid_engine.enabled", Bool, "false", NOT_YET, "on";
@@ -274,15 +281,15 @@ pub(super) static KEYS: &[Key] = keys! {
     "sparse_attention.num_local_blocks", POSITIVE, "4", NOT_YET, "local blocks";
     "sparse_attention.num_random_blocks", COUNT, "0", NOT_YET, "random blocks";
     "sparse_attention.num_sliding_window_blocks", POSITIVE, "3", NOT_YET, "sliding blocks";
-    "tensorboard", SECTION, "{}", Honoured, "TensorBoard files; metrics.jsonl holds the same numbers";
-    "tensorboard.enabled", Bool, "false", NOT_YET, "writes event files";
-    "tensorboard.job_name", Text, "\"DeepSpeedJobName\"", NOT_YET, "folder below output_path";
-    "tensorboard.output_path", Text, "\"\"", NOT_YET, "folder";
-    "wandb", SECTION, "{}", Honoured, "Weights & Biases, a network service; metrics.jsonl holds the same numbers";
-    "wandb.enabled", Bool, "false", NOT_YET, "reports to it";
-    "wandb.group", Text, "null", NOT_YET, "group";
-    "wandb.project", Text, "\"deepspeed\"", NOT_YET, "project";
-    "wandb.team", Text, "null", NOT_YET, "team";
+    "tensorboard", SECTION, "{}", Honoured, "metrics as TensorBoard event files";
+    "tensorboard.enabled", Bool, "false", Honoured, "writes event files";
+    "tensorboard.job_name", Text, "\"DeepSpeedJobName\"", Honoured, "folder of the files, below output_path";
+    "tensorboard.output_path", Text, "\"\"", Honoured, "folder around job_name; \"\": the working directory";
+    "wandb", SECTION, "{}", Honoured, "Weights & Biases, a network service; tensorboard, csv_monitor and metrics.jsonl hold the same numbers";
+    "wandb.enabled", Bool, "false", NO_SERVICE, "reports to it";
+    "wandb.group", Text, "null", NO_SERVICE, "group";
+    "wandb.project", Text, "\"deepspeed\"", NO_SERVICE, "project";
+    "wandb.team", Text, "null", NO_SERVICE, "team";
     "weight_quantization", SECTION, "{}", Honoured, "weights in few bits for inference";
     "weight_quantization.enabled", Bool, "false", NOT_YET, "on";
     "weight_quantization.post_init_quant", OPEN, "null", NOT_YET, "after loading";

@@ -53,6 +53,7 @@ pub(super) static KEYS: &[Key] = keys! {
     "run.loss_spike.action", Names(&["skip", "stop"]), "\"skip\"", Honoured, "skip the batch's update and say so, or stop the run before it";
     "run.loss_spike.factor", Number(Excluded(1.0), Unbounded), "2.0", Honoured, "a loss above this many times the mean of the window is a spike";
     "run.loss_spike.window", Int { min: 1, max: 10_000 }, "20", Honoured, "steps of the mean; there is no spike before them, and as many in a row stop the run";
+    "run.norms_every", COUNT, "0", Honoured, "steps between norms of gradient and weights of every block in metrics.jsonl and the monitors; 0: never";
     "run.output", Text, "null", Honoured, "folder of the run; null: runs/<the file's name>";
     "run.recompute", Bool, "false", Honoured, "keeps each block's input alone and computes the rest again in backward";
     "run.sample_every", COUNT, "0", Honoured, "steps between printed samples; 0: one at the end";

@@ -22,10 +22,10 @@ pub(super) static KEYS: &[Key] = keys! {
     "bf16.immediate_grad_update", Bool, "false", NoEffect, "gradients always add into f32 as they are made";
     "checkpoint", SECTION, "{}", Honoured, "how checkpoints are written";
     "checkpoint.checkpoint_serialization", Bool, "true", NoEffect, "PyTorch's file format";
-    "checkpoint.load_universal", Bool, "false", NoEffect, "any mesh reads our checkpoints";
+    "checkpoint.load_universal", Bool, "false", Honoured, "any mesh reads our checkpoints; true: a program's load_checkpoint fails where there is none";
     "checkpoint.parallel_write", SECTION, "{}", Honoured, "who writes";
     "checkpoint.parallel_write.pipeline_stage", Bool, "false", NoEffect, "stages write side by side";
-    "checkpoint.tag_validation", Names(&["Warn", "Ignore", "Fail"]), "\"Warn\"", NoEffect, "whether ranks compare their tags";
+    "checkpoint.tag_validation", Names(&["Warn", "Ignore", "Fail"]), "\"Warn\"", Honoured, "what happens when ranks save one checkpoint under different tags; one rank has none to compare";
     "checkpoint.use_node_local_storage", Bool, "false", NOT_YET, "each host keeps its own part";
     "checkpoint.writer", SECTION, "null", Honoured, "how files are written";
     "checkpoint.writer.data_parallel", Names(&["REPLICA", "SOCKET", "MACHINE"]), "null", NoEffect, "which ranks share the writing";
@@ -40,7 +40,7 @@ pub(super) static KEYS: &[Key] = keys! {
     "data_types.grad_accum_dtype", DTYPE, "null", NotYet { except: &["\"fp32\"", "\"float32\"", "\"float\""] }, "gradients add up in f32";
     "data_types.param_dtype", DTYPE, "null", NoEffect, "weights; it must agree with fp16.enabled and bf16.enabled";
     "dataloader_drop_last", Bool, "false", NoEffect, "samples go on into the next epoch, none is dropped";
-    "dump_state", Bool, "false", NoEffect, "prints the engine; `bessemer plan` shows it";
+    "dump_state", Bool, "false", Honoured, "prints every key with its final value before the first step";
     "fp16", SECTION, "{}", Honoured, "fp16 mixed precision with loss scaling";
     "fp16.auto_cast", Bool, "false", NoEffect, "casts inputs, which are token ids here";
     "fp16.consecutive_hysteresis", Bool, "false", Honoured, "refills hysteresis at each clean step";
@@ -55,8 +55,8 @@ pub(super) static KEYS: &[Key] = keys! {
     "gradient_clipping", NOT_NEGATIVE, "1.0", Honoured, "largest global L2 norm of the gradient; 0 = off";
     "graph_harvesting", Bool, "false", NoEffect, "CUDA graph of the optimizer step";
     "log_level", Names(&["debug", "info", "warning", "error", "critical"]), "null", NoEffect, "level of the log";
-    "managed_gradient_accumulation", Bool, "true", NOT_YET, "false: the caller says where a step ends";
-    "memory_breakdown", Bool, "false", NoEffect, "memory in the log";
+    "managed_gradient_accumulation", Bool, "true", Honoured, "false: in a program's own loop every step() updates; train counts as ever";
+    "memory_breakdown", Bool, "false", Honoured, "memory by kind, with the log lines of steps and in metrics.jsonl";
     "optimizer", SECTION, "null", Honoured, "the update rule";
     "optimizer.groups", List(&SECTION), "[]", Honoured, "weights with settings of their own: a key of params overrides it there; the first match takes a weight";
     "optimizer.groups[].frozen", Bool, "false", Honoured, "no gradient, no state, no update";
@@ -81,5 +81,5 @@ pub(super) static KEYS: &[Key] = keys! {
     "train_batch_size", POSITIVE, "null", Honoured, "samples of one optimizer step, over all ranks";
     "train_micro_batch_size_per_gpu", POSITIVE, "null", Honoured, "samples of one forward on one rank";
     "vocabulary_size", POSITIVE, "null", NoEffect, "DeepSpeed warns when it is no multiple of 8";
-    "wall_clock_breakdown", Bool, "false", NoEffect, "timers in the log";
+    "wall_clock_breakdown", Bool, "false", Honoured, "time of data, forward, backward and step, with the log lines of steps and in metrics.jsonl";
 };

@@ -1,31 +1,58 @@
 //! A model in training: samples in, reports out.
 //!
-//! [`Engine::train`] runs a whole run file; [`Engine::train_batch`] one optimizer step; [`Engine::micro_batch`] and
-//! [`Engine::step`] are the two halves of it for loops of a user's own, and give the same bits.
+//! | file | what |
+//! | --- | --- |
+//! | `mod` | the engine: what it is made of, how it is made, whole runs, its rate |
+//! | `micro_batch` | forward, backward and step; [`Engine::train_batch`] and [`Engine::eval_batch`] |
+//! | `checkpoint` | saving and loading |
+//!
+//! [`initialize`] makes one. [`Engine::train`] runs a whole run file; [`Engine::train_batch`] one optimizer step;
+//! [`Engine::forward`], [`Engine::backward`] and [`Engine::step`] are its parts for loops of a user's own, and give the same
+//! bits. The names are those of DeepSpeed's engine where it has the thing.
 
-use crate::checkpoint::{Checkpoint, Counters};
+mod checkpoint;
+mod micro_batch;
+
+pub use checkpoint::{LoadOptions, Loaded};
+pub use micro_batch::Loss;
+
+use crate::breakdown::Clock;
+use crate::callback::Callbacks;
+use crate::checkpoint::{Counters, FreshFrom};
 use crate::config::RunConfig;
-use crate::curriculum::cut;
 use crate::error::{Result, TrainError};
-use crate::event::{Observer, Silent};
-use crate::loss_scale::{LossScaler, ScaleChange};
+use crate::event::{Event, Observer, Silent};
+use crate::loss_scale::LossScaler;
 use crate::loss_spike::SpikeGuard;
 use crate::plan::groups::ParamGroups;
 use crate::plan::{self, RunPlan};
 use crate::run::{self, Outcome};
-use crate::state::{StateTensor, TrainState};
-use crate::step::{Accumulated, StepContext, StepReport};
+use crate::state::TrainState;
+use crate::step::{StepContext, StepReport};
 use crate::training_data::TrainingData;
 use comm::{Comm, Limits, local};
-use data::{Dataset, Sample};
+use data::Dataset;
 use generate::Evaluation;
+use micro_batch::{Boundary, Pending};
 use models::Model;
 use models::weights::WeightSource;
 use optim::Optimizer;
 use optim::schedule::Plateau;
 use parallel::{Order, Partition, Stage, Zero};
+use std::cell::RefCell;
 use std::sync::Arc;
 use tensor::{Queue, cpu};
+
+/// An engine with random weights (`run.seed`) on this machine's CPU: DeepSpeed's `initialize`. Memory for weights, gradients
+/// and optimizer state is taken here. With weights from elsewhere: [`Engine::with_weights`]; with an update rule of the
+/// caller's own: [`Engine::with_optimizer`].
+///
+/// # Errors
+/// The configuration lacks an optimizer or does not fit together.
+pub fn initialize(model: Model, config: RunConfig) -> Result<Engine> {
+    let seed = config.run.seed;
+    Engine::with_weights(model, config, &WeightSource::Random { seed })
+}
 
 /// A model with its weights, optimizer state and counters.
 pub struct Engine {
@@ -46,33 +73,26 @@ pub struct Engine {
     pub(crate) plateau: Option<Plateau>,
     /// The last step whose evaluation was made.
     pub(crate) evaluated: Option<u64>,
+    /// The rate that [`Engine::set_lr`] set, while it holds.
+    set_lr: Option<f64>,
+    /// Where optimizer and schedule began, if not with the weights.
+    fresh: FreshFrom,
+    /// Norm of the last step's gradient, and whether its update was applied.
+    last: Option<(f64, bool)>,
+    /// Of a run that times its steps.
+    pub(crate) clock: Option<Clock>,
     /// Micro-batches since the last update.
     pending: Pending,
-}
-
-#[derive(Default)]
-struct Pending {
-    accumulated: Accumulated,
-    /// Of this rank.
-    samples: Vec<Sample>,
-    /// Of all ranks.
-    count: u64,
+    boundary: Boundary,
+    /// In a cell, so that they can be told of an engine that is being read.
+    pub(crate) callbacks: RefCell<Callbacks>,
 }
 
 impl Engine {
-    /// A model with random weights (`run.seed`). Memory for weights, gradients and optimizer state is taken here.
-    ///
-    /// # Errors
-    /// The configuration lacks an optimizer or does not fit together.
-    pub fn new(model: Model, config: RunConfig) -> Result<Self> {
-        let seed = config.run.seed;
-        Self::with_weights(model, config, &WeightSource::Random { seed })
-    }
-
     /// A model with weights from `source`.
     ///
     /// # Errors
-    /// As [`Engine::new`], or the weights cannot be read.
+    /// As [`initialize`], or the weights cannot be read.
     pub fn with_weights(model: Model, config: RunConfig, source: &WeightSource) -> Result<Self> {
         Self::on_cpu(model, config, source, None, None)
     }
@@ -136,10 +156,11 @@ impl Engine {
         groups.settle(&config, &plan);
         let zero = share(&config, &model, &groups, comm);
         let state = TrainState::new(&model, source, &queue, plan.dtype, &groups, config.run.ema_decay, &zero)?;
-        let (counters, pending) = Default::default();
+        let (counters, fresh, pending, boundary, callbacks) = Default::default();
         let scaler = config.fp16.enabled.then(|| LossScaler::new(config.fp16));
         let (guard, plateau) = (config.run.loss_spike.map(SpikeGuard::new), config.plateau());
-        let evaluated = None;
+        let (evaluated, set_lr, last) = (None, None, None);
+        let clock = config.times_steps().then(|| Clock::new(config.flops_profiler.step()));
         Ok(Self {
             config,
             plan,
@@ -153,7 +174,13 @@ impl Engine {
             guard,
             plateau,
             evaluated,
+            clock,
+            set_lr,
+            fresh,
+            last,
             pending,
+            boundary,
+            callbacks,
         })
     }
 
@@ -208,77 +235,6 @@ impl Engine {
         Ok(())
     }
 
-    /// One optimizer step over `train_batch_size` samples. Of several ranks each is given all of them, and takes its own.
-    ///
-    /// # Errors
-    /// The loss is not finite, or the device failed.
-    pub fn train_batch(&mut self, samples: &[Sample]) -> Result<StepReport> {
-        let micro = self.plan.batch.micro_batch_size as usize;
-        let (rank, ranks) = (self.zero.comm().index(), self.zero.comm().size());
-        let rounds = samples.len().div_ceil(micro * ranks);
-        for round in 0..rounds {
-            let first = ((round * ranks + rank) * micro).min(samples.len());
-            let own = &samples[first..(first + micro).min(samples.len())];
-            self.run_micro_batch(own, first as u32, round + 1 == rounds)?;
-        }
-        self.pending.count = samples.len() as u64;
-        self.step()
-    }
-
-    /// Forward and backward of one micro-batch, its rows cut to the length of the curriculum if there is one; its gradients
-    /// are added to those since the last [`Engine::step`].
-    ///
-    /// # Errors
-    /// A row is longer than the model's positions, or the device failed.
-    pub fn micro_batch(&mut self, samples: &[Sample]) -> Result<()> {
-        let first_sample = self.pending.count as u32;
-        self.run_micro_batch(samples, first_sample, true)?;
-        self.pending.count += samples.len() as u64;
-        Ok(())
-    }
-
-    fn run_micro_batch(&mut self, samples: &[Sample], first_sample: u32, is_last: bool) -> Result<()> {
-        let shortened: Vec<Sample>;
-        let samples = match self.curriculum_length() {
-            None => samples,
-            Some(length) => {
-                shortened = samples.iter().map(|sample| cut(sample, length as usize)).collect();
-                &shortened
-            }
-        };
-        for sample in samples {
-            self.model.check_length(sample.input_ids.len())?;
-        }
-        let mut pending = std::mem::take(&mut self.pending);
-        self.context().micro_batch(samples, first_sample, is_last, &mut pending.accumulated)?;
-        pending.samples.extend_from_slice(samples);
-        self.pending = pending;
-        Ok(())
-    }
-
-    /// Norm, clipping and update from what [`Engine::micro_batch`] has added; then the loss scale of the next step.
-    ///
-    /// # Errors
-    /// The loss is not finite or a spike that stops the run, the loss scale cannot fall any further, or the device failed.
-    pub fn step(&mut self) -> Result<StepReport> {
-        let Pending { accumulated, samples, count } = std::mem::take(&mut self.pending);
-        let report = self.context().update(accumulated, &samples)?;
-        // A step that ends the run has not been: nothing moves, so that the state before it can still be saved.
-        let mut scaler = self.scaler;
-        if let Some(scaler) = &mut scaler
-            && scaler.update(report.skipped) == ScaleChange::AtMinimum
-        {
-            return Err(TrainError::LossScale { step: self.counters.step + 1, scale: scaler.scale() });
-        }
-        self.guard_loss(&report, count)?;
-        self.scaler = scaler;
-        self.counters.step += 1;
-        self.counters.applied_steps += u64::from(!report.skipped && !report.spiked);
-        self.counters.samples += count;
-        self.counters.tokens += report.num_targets;
-        Ok(report)
-    }
-
     /// Tells the guard what the loss was. `count`: samples of the step, whose counters have not moved yet.
     fn guard_loss(&mut self, report: &StepReport, count: u64) -> Result<()> {
         let Some(guard) = &mut self.guard else { return Ok(()) };
@@ -293,10 +249,54 @@ impl Engine {
         Err(TrainError::LossSpike { step, loss: report.loss, mean, factor, first, last: first + count - 1, row })
     }
 
-    /// The rate of the next step.
-    pub fn lr(&self) -> f64 {
-        let lr = self.plan.schedule.lr(self.counters.applied_steps);
-        self.plateau.map_or(lr, |plateau| plateau.lr(lr))
+    /// The rate of the next step, as of `optimizer.params.lr`.
+    pub(crate) fn lr(&self) -> f64 {
+        let lr = self.plan.schedule.lr(self.counters.applied_steps - self.fresh.schedule);
+        self.set_lr.unwrap_or_else(|| self.plateau.map_or(lr, |plateau| plateau.lr(lr)))
+    }
+
+    /// The rates of the next step: that of weights in no item of `optimizer.groups`, then that of each item, 0 where it is
+    /// frozen.
+    pub fn get_lr(&self) -> Vec<f64> {
+        self.groups.rates(self.lr(), self.counters.applied_steps - self.fresh.schedule)
+    }
+
+    /// Sets the rate of `optimizer.params.lr` from the next step on; groups with rates of their own keep
+    /// their ratio to it, those with a schedule of their own keep that. A
+    /// schedule sets the rate again when it moves, which is after the next update; without one it stays. Checkpoints keep it.
+    ///
+    /// # Errors
+    /// It is negative or not finite.
+    pub fn set_lr(&mut self, lr: f64) -> Result<()> {
+        if !(lr.is_finite() && lr >= 0.0) {
+            return Err(TrainError::Request(format!(
+                "Engine::set_lr: the rate is {lr}; it must be a number of at least 0"
+            )));
+        }
+        self.set_lr = Some(lr);
+        Ok(())
+    }
+
+    /// The norm of the last step's mean gradient before clipping by norm; none before the first step. Not finite where a
+    /// gradient overflowed.
+    pub fn get_global_grad_norm(&self) -> Option<f64> {
+        self.last.map(|(grad_norm, _)| grad_norm)
+    }
+
+    /// Whether the last step changed the weights: it did not where a gradient overflowed or the loss was a spike. False
+    /// before the first.
+    pub fn was_step_applied(&self) -> bool {
+        self.last.is_some_and(|(_, is_applied)| is_applied)
+    }
+
+    /// Optimizer steps so far, the skipped ones too.
+    pub fn global_steps(&self) -> u64 {
+        self.counters.step
+    }
+
+    /// Optimizer steps whose update was not applied.
+    pub fn skipped_steps(&self) -> u64 {
+        self.counters.step - self.counters.applied_steps
     }
 
     /// Tells a schedule that depends on evaluations of one, made after the last step; whether it has reduced the rate.
@@ -315,6 +315,27 @@ impl Engine {
         self.scaler.as_ref().map(LossScaler::scale)
     }
 
+    /// Every key with its final value under `dump_state`, and a word on a profile that will not be.
+    pub(crate) fn report_state(&self, observer: &mut dyn Observer) {
+        if self.config.dump_state {
+            let settings = self.config.settings(&self.plan.derived(&self.config));
+            let lines: Vec<String> = settings.iter().map(ToString::to_string).collect();
+            observer.on(Event::Report { name: "state", text: &lines.join("\n") });
+        }
+        let (done, steps) = (self.counters.step, self.plan.steps);
+        if let Some(step) = self.config.flops_profiler.step().filter(|step| *step <= done || *step > steps) {
+            let notice =
+                format!("flops_profiler.profile_step is {step}, and this run makes steps {} to {steps}", done + 1);
+            observer.on(Event::Notice(&notice));
+        }
+    }
+
+    /// Whether the next step reports the norms of every block.
+    fn norms_due(&self) -> bool {
+        let every = self.config.run.norms_every;
+        every > 0 && (self.counters.step + 1).is_multiple_of(every)
+    }
+
     fn context(&self) -> StepContext<'_> {
         StepContext {
             queue: &self.queue,
@@ -324,19 +345,21 @@ impl Engine {
             zero: &self.zero,
             dtype: self.plan.dtype,
             step: self.counters.step + 1,
-            applied_step: self.counters.applied_steps + 1,
+            applied_step: self.counters.applied_steps - self.fresh.optimizer + 1,
             seed: self.config.run.seed,
             nominal_targets: self.plan.nominal_targets(),
             recompute: self.config.run.recompute,
             pld_theta: self.config.progressive_layer_drop.theta(self.counters.step),
             loss_scale: self.loss_scale().unwrap_or(1.0),
             lr: self.lr(),
-            betas: self.plan.schedule.betas(self.counters.applied_steps),
+            betas: self.plan.schedule.betas(self.counters.applied_steps - self.fresh.schedule),
             gradient_clipping: self.config.gradient_clipping,
             gradient_edit: self.config.run.gradient_edit(),
             gradient_noise: self.config.run.gradient_noise,
             check_overflow: self.config.fp16.enabled || self.config.bf16.check_grad_overflow,
             loss_limit: self.guard.as_ref().and_then(SpikeGuard::limit),
+            norms: self.norms_due(),
+            clock: self.clock.as_ref(),
         }
     }
 
@@ -346,45 +369,6 @@ impl Engine {
     /// The device failed.
     pub fn evaluate(&self, dataset: &Dataset, observer: &mut dyn Observer) -> Result<Evaluation> {
         run::evaluate(self, dataset, observer)
-    }
-
-    /// Takes weights, optimizer state and counters from a checkpoint.
-    ///
-    /// # Errors
-    /// The checkpoint holds another model or optimizer, or is damaged.
-    pub fn load_checkpoint(&mut self, checkpoint: &Checkpoint) -> Result<()> {
-        let (held, own) = (&checkpoint.manifest().head.optimizer, self.groups.name());
-        if held != own {
-            return Err(TrainError::Request(format!(
-                "{}: the checkpoint was written with optimizer {held}; this run has {own}, and the optimizer may not change",
-                checkpoint.folder().display()
-            )));
-        }
-        for StateTensor { name, shape, run, state, tensor, .. } in self.state.tensors(&self.model) {
-            let held = checkpoint.expect(state.name, name)?.num_elements();
-            if held != Some(shape.elements()) {
-                return Err(TrainError::Request(format!(
-                    "{}: {} of {name} has {} elements; the model has {shape}",
-                    checkpoint.folder().display(),
-                    state.name,
-                    held.unwrap_or(0),
-                )));
-            }
-            state.write(&self.queue, tensor, &checkpoint.read_range(state.name, name, run)?)?;
-        }
-        self.state.refresh_compute(&self.queue, &self.zero)?;
-        let head = &checkpoint.manifest().head;
-        (self.counters, self.evaluated, self.pending) = (head.counters, head.evaluated, Pending::default());
-        if let (Some(scaler), Some(state)) = (&mut self.scaler, head.loss_scale) {
-            scaler.restore(state);
-        }
-        if let (Some(guard), Some(state)) = (&mut self.guard, &head.loss_spike) {
-            guard.restore(state.clone());
-        }
-        if let (Some(plateau), Some(state)) = (&mut self.plateau, head.plateau) {
-            plateau.state = state;
-        }
-        Ok(())
     }
 }
 
