@@ -132,6 +132,7 @@ impl<'a> Trainer<'a> {
             head: HeadRequest::TokenLogprobs { seed: Some(-1.0 / targets as f32) },
             dropout: None,
             cache: None,
+            probe: None,
         };
         let pass = Pass { model: &self.case.model, residency: &residency };
         let output = pass.forward_backward(&env, 0.0, self.way.recompute).expect("forward and backward");

@@ -19,6 +19,10 @@
 //! - The last checkpoint is on disk before `model/` is touched.
 
 mod moments;
+mod opened;
+mod together;
+
+pub(crate) use opened::Opened;
 
 use crate::breakdown::{Breakdown, memory_bytes};
 use crate::callback::{Callback, Control};
@@ -41,17 +45,13 @@ use crate::resume::{fingerprint, load_newest};
 use crate::saving::Saver;
 use crate::system::{peak_resident_bytes, total_memory_bytes};
 use crate::training_data::TrainingData;
-use comm::Comm;
 use data::{Dataset, Tokenizer};
 use generate::{Evaluation, Forward, GenerateOptions, Sampling, TOKENS_PER_PASS};
-use models::weights::WeightSource;
-use models::{Model, Residency};
+use models::Residency;
 use ops::Single;
-use parallel::Stage;
 use serde_json::json;
 use std::fs::File;
 use std::ops::ControlFlow;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -75,35 +75,6 @@ pub struct Stop(pub Arc<AtomicUsize>);
 impl Stop {
     fn signal(&self) -> Option<usize> {
         Some(self.0.load(Ordering::Relaxed)).filter(|&signal| signal != 0)
-    }
-}
-
-/// A request in which nothing is wrong.
-pub(crate) struct Opened {
-    config: RunConfig,
-    model: Model,
-    weights: WeightSource,
-    data: TrainingData,
-    output: Output,
-}
-
-impl Opened {
-    /// The second half of [`Run::prepare`]: on several ranks they do it together.
-    pub(crate) fn prepare(self, resume: bool, observer: &mut dyn Observer, comm: Option<Comm>) -> Result<Run> {
-        let Self { config, model, weights, data, output } = self;
-        for notice in config.notices() {
-            observer.on(Event::Notice(&notice));
-        }
-        let mut engine = match comm {
-            Some(comm) => Engine::on_rank(model, config, &weights, comm)?,
-            None => Engine::with_weights(model, config, &weights)?,
-        };
-        engine.resolve_steps(data.loader.epoch_samples())?;
-        for notice in engine.plan.notices(&engine.config) {
-            observer.on(Event::Notice(&notice));
-        }
-        let resumed_at = if resume { load_newest(&mut engine, &data, &output, observer)? } else { None };
-        Ok(Run { engine, data, output, resumed_at })
     }
 }
 
@@ -406,34 +377,18 @@ impl<'a> Loop<'a> {
         self.evaluate(observer)?;
         self.save(true, observer)?;
         let path = self.output.model();
+        // The others do not wait while the first rank writes: what they are needed for comes before.
+        let is_alone = self.engine.zero.comm().size() == 1;
+        if !is_alone {
+            self.sample(true, observer)?;
+        }
         self.export(&path)?;
         observer.on(Event::Exported { path: &path });
-        self.sample(true, observer)?;
+        if is_alone {
+            self.sample(true, observer)?;
+        }
         self.end_epochs();
         Ok(Outcome::Finished)
-    }
-
-    /// The signal that has come, as all ranks see it: one may be told a step earlier than another.
-    fn agree_on(&self, stop: &Stop) -> Result<Option<usize>> {
-        let (comm, own) = (self.engine.zero.comm(), stop.signal());
-        if comm.size() == 1 {
-            return Ok(own);
-        }
-        let all = comm.exchange(&self.engine.queue, &[own.unwrap_or(0) as u64])?;
-        Ok(all.into_iter().map(|signal| signal[0] as usize).max().filter(|&signal| signal != 0))
-    }
-
-    /// Writes the model. Where ranks share it, the first takes it from the checkpoint that was just written.
-    fn export(&self, path: &Path) -> Result<()> {
-        let (engine, tokenizer) = (&*self.engine, self.data.tokenizer.as_ref());
-        if engine.zero.stage() == Stage::Nothing && engine.zero.comm().index() == 0 {
-            engine.save_pretrained(path, tokenizer)?;
-        } else if engine.zero.comm().index() == 0 {
-            let checkpoint = self.output.newest_checkpoint()?;
-            let (checkpoint, _) = checkpoint.expect("Loop::export: a checkpoint was just written");
-            engine.export_from(&checkpoint, path, tokenizer)?;
-        }
-        Ok(engine.zero.comm().barrier(&engine.queue)?)
     }
 
     /// Whether no step follows.

@@ -14,6 +14,7 @@ use crate::event::{Event, Observer};
 use crate::metrics::MetricsFile;
 use crate::state::StateTensor;
 use crate::system::{peak_resident_bytes, total_memory_bytes};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// Saves the states of one run.
@@ -92,15 +93,22 @@ impl Saver {
     fn write_together(&self, engine: &Engine, head: &Head) -> Result<PathBuf> {
         let (comm, queue, tag) = (engine.zero.comm(), &engine.queue, Tag::of_step(head.counters.step));
         let is_first = comm.index() == 0;
-        let mut tensors = engine.state.tensors(&engine.model);
-        tensors.retain(|tensor| is_first || !tensor.is_replicated);
-        let specs: Vec<TensorSpec> = tensors.iter().map(StateTensor::spec).collect();
+        let mut tensors = Vec::new();
+        for tensor in engine.state.tensors(&engine.model) {
+            let run = own_run(engine, &tensor);
+            tensors.extend((!run.is_empty()).then_some((tensor, run)));
+        }
+        let spec =
+            |(tensor, run): &(StateTensor<'_>, Range<usize>)| TensorSpec { runs: vec![run.clone()], ..tensor.spec() };
+        let specs: Vec<TensorSpec> = tensors.iter().map(spec).collect();
         let staging = if is_first { Some(Staging::tagged(&self.folder, &tag)?) } else { None };
         comm.barrier(queue)?;
         let staging = staging.unwrap_or_else(|| Staging::join(&self.folder, &tag));
         let entries = staging.write_rank(comm.index(), &specs, &mut |index| -> Result<Vec<f32>> {
-            let StateTensor { state, tensor, .. } = &tensors[index];
-            Ok(state.read(queue, tensor)?)
+            let (StateTensor { state, tensor, run: held, .. }, run) = &tensors[index];
+            let mut values = state.read(queue, tensor)?;
+            values.truncate(run.end - held.start);
+            Ok(values.split_off(run.start - held.start))
         })?;
         let text = serde_json::to_vec(&entries).expect("entries are plain JSON");
         let mut all = Vec::new();
@@ -108,6 +116,8 @@ impl Saver {
             let entries: Vec<TensorEntry> = serde_json::from_slice(&text).expect("what another rank wrote");
             all.extend(entries);
         }
+        // As one rank writes it: in the order of the model.
+        all.sort_by_key(|entry| engine.model.find(&entry.name));
         let path = if is_first {
             let path = staging.commit(head, all)?;
             checkpoint::prune(&self.folder, self.keep)?;
@@ -136,6 +146,21 @@ impl Saver {
             saved(&path, engine, observer);
         }
         Ok(())
+    }
+}
+
+/// The elements of a tensor that this rank writes. Of what every rank has whole each writes the share it would own, so that
+/// all are done at about the same time.
+fn own_run(engine: &Engine, tensor: &StateTensor<'_>) -> Range<usize> {
+    let (zero, run) = (&engine.zero, tensor.run.clone());
+    if !tensor.is_replicated {
+        return run;
+    }
+    let id = engine.model.find(tensor.name).expect("a tensor of the model");
+    match zero.partition().elements_of(id) == run.len() {
+        true => zero.partition().share(id, zero.comm().index()),
+        false if zero.comm().index() == 0 => run,
+        false => 0..0,
     }
 }
 
