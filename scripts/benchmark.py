@@ -118,6 +118,10 @@ def shown(result: dict[str, Any]) -> str:
     return ", ".join(f"{key} {result[key]:.4g}" for key in keys if key in result)
 
 
+# What `run.recompute` may be beside true and false.
+RECOMPUTE = [{"segment": 3}, {"every": 2}, {"ops": ["norm", "gelu", "silu_mul"]}, {"ops": ["attention", "linear"]}]
+
+
 def run(command: list, **options) -> subprocess.CompletedProcess:
     command = [str(word) for word in command]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **options)
@@ -129,9 +133,10 @@ def run(command: list, **options) -> subprocess.CompletedProcess:
 # --- our side ---
 
 
-def run_file(bench: Bench, model: str, bf16: bool, recompute: bool = False) -> Path:
+def run_file(bench: Bench, model: str, bf16: bool, recompute: bool | dict = False) -> Path:
     """A run file for `bench` and `plan`; the data are named for their row length and never opened."""
-    name = f"{model}-{'bf16' if bf16 else 'f32'}{'-recompute' if recompute else ''}.json"
+    kind = "-".join(re.findall(r"\w+", json.dumps(recompute))) if recompute else ""
+    name = f"{model}-{'bf16' if bf16 else 'f32'}{f'-recompute-{kind}' if kind else ''}.json"
     path = bench.scratch / name.replace(" ", "-")
     path.write_text(json.dumps({
         "model": {"config": MODELS[model]},
@@ -381,9 +386,10 @@ def overhead(bench: Bench, row: str) -> list[Measure]:
 
 
 def plan(bench: Bench, row: str) -> list[Measure]:
-    """the memory that `bessemer plan` predicts against the measured peak, with and without recompute"""
+    """the memory that `bessemer plan` predicts against the measured peak, with and without recompute of every kind"""
     measures = []
     cases = [(model, bf16, recompute) for model in MODELS for bf16 in (True, False) for recompute in (False, True)]
+    cases += [(model, True, recompute) for model in MODELS for recompute in RECOMPUTE]
     for model, bf16, recompute in cases:
         path = run_file(bench, model, bf16, recompute)
         report = json.loads(run([bench.program, "plan", path, "--json"]).stdout)
@@ -393,7 +399,8 @@ def plan(bench: Bench, row: str) -> list[Measure]:
         bench.runs.append({"row": row, "side": path.stem, "predicted_bytes": predicted, **measured})
         peak = measured["peak_memory_bytes"]
         say(f"{row}, {path.stem}: predicted {predicted / 2**20:.0f} MiB, measured {peak / 2**20:.0f} MiB")
-        title = f"plan: {model}, {'bf16' if bf16 else 'f32'}{', recompute' if recompute else ''}"
+        kind = "" if recompute is True else f" {json.dumps(recompute)}"
+        title = f"plan: {model}, {'bf16' if bf16 else 'f32'}{f', recompute{kind}' if recompute else ''}"
         measures.append(Measure(row, title, f"{predicted / 2**20:.0f} MiB", f"{peak / 2**20:.0f} MiB measured",
                                 predicted / peak, at_least=0.95, at_most=1.05))
     return measures

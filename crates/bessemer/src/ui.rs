@@ -297,6 +297,7 @@ mod tests {
             step_seconds: 0.04,
             peak_memory_bytes: 3 << 20,
             curriculum_seqlen: None,
+            random_ltd_tokens: None,
             loss_scale: None,
             skipped: None,
             breakdown_seconds: None,

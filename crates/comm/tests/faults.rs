@@ -117,7 +117,7 @@ fn ranks_that_wait_for_each_other_are_named_both() {
     let limits = Limits { timeout: Duration::from_millis(300), spin: false };
     let ends = run(2, limits, |comm| {
         let queue = queue();
-        comm.recv(&queue, &ones(&queue, 4), 1 - comm.rank())
+        comm.recv(&queue, ones(&queue, 4), 1 - comm.rank())
     });
     for text in errors(&ends) {
         assert!(text.contains("wait for each other, for 0.3 s"), "{text}");
@@ -130,9 +130,9 @@ fn calls_that_do_not_match_are_named_both_on_both_ranks() {
     let ends = run(2, LIMITS, |comm| {
         let queue = queue();
         if comm.rank() == 0 {
-            comm.all_reduce(&queue, &ones(&queue, 5))
+            comm.all_reduce(&queue, ones(&queue, 5))
         } else {
-            comm.all_gather(&queue, &ones(&queue, 3), &[2, 3], &ones(&queue, 5))
+            comm.all_gather(&queue, ones(&queue, 3), &[2, 3], ones(&queue, 5))
         }
     });
     for text in errors(&ends) {
@@ -146,20 +146,20 @@ fn calls_that_do_not_match_are_named_both_on_both_ranks() {
 fn lengths_formats_roots_and_messages_that_differ_are_mismatches() {
     type Work = fn(&Comm, &Queue) -> Result<(), CommError>;
     let cases: [(Work, &str, &str); 4] = [
-        (|comm, queue| comm.all_reduce(queue, &ones(queue, 5 + comm.rank())), "all_reduce of 5 f32", "of 6 f32"),
+        (|comm, queue| comm.all_reduce(queue, ones(queue, 5 + comm.rank())), "all_reduce of 5 f32", "of 6 f32"),
         (
             |comm, queue| match comm.rank() {
-                0 => comm.all_reduce(queue, &ones(queue, 5)),
-                _ => comm.all_reduce(queue, &queue.upload(MemoryKind::Workspace, [5], &[1u32; 5]).unwrap()),
+                0 => comm.all_reduce(queue, ones(queue, 5)),
+                _ => comm.all_reduce(queue, queue.upload(MemoryKind::Workspace, [5], &[1u32; 5]).unwrap()),
             },
             "all_reduce of 5 f32",
             "all_reduce of 5 u32",
         ),
-        (|comm, queue| comm.broadcast(queue, &ones(queue, 5), comm.rank()), "with root 0", "with root 1"),
+        (|comm, queue| comm.broadcast(queue, ones(queue, 5), comm.rank()), "with root 0", "with root 1"),
         (
             |comm, queue| match comm.rank() {
-                0 => comm.send(queue, &ones(queue, 5), 1),
-                _ => comm.recv(queue, &ones(queue, 4), 0),
+                0 => comm.send(queue, ones(queue, 5), 1),
+                _ => comm.recv(queue, ones(queue, 4), 0),
             },
             "rank 0 sends 5 f32",
             "rank 1 expects 4 f32",

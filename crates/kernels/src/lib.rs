@@ -37,6 +37,7 @@ pub mod reduce;
 pub mod residual;
 pub mod rms_norm;
 pub mod rope;
+pub mod scatter_rows;
 pub mod silu_mul;
 pub mod tree_sum;
 pub mod update;

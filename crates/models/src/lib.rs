@@ -14,6 +14,7 @@ pub mod hf;
 pub mod layers;
 pub mod param;
 pub mod pass;
+pub mod recompute;
 pub mod registry;
 pub mod weights;
 
@@ -21,3 +22,5 @@ pub use block::{Block, LinearSpec, Model, ModelBuilder, NamedBlock};
 pub use families::ModelConfig;
 pub use param::{Dim, Init, ParamSpec};
 pub use pass::{Pass, PassOutput, Recorded, Residency, Resident};
+
+pub use recompute::Recompute;

@@ -117,13 +117,13 @@ fn weights_that_are_nan_or_absent_outside_their_block_change_no_bit() {
     for case in [Case::read("gpt2"), Case::read("llama"), Case::gpt2_with_dropout()] {
         for recompute in [false, true] {
             let mut want = case.trainee(cpu_queue(2), &Single);
-            want.recompute = recompute;
+            want.recompute = recompute.into();
             let batch = pack(&want.queue, &case.fixture.rows());
             let (logprobs, _) = want.forward_backward(&batch, &Resident).expect("forward and backward");
             for outside in [Outside::Nan, Outside::Absent] {
                 let label = format!("{}, recompute {recompute}, {outside:?}", case.label);
                 let mut got = case.trainee(cpu_queue(2), &Single);
-                got.recompute = recompute;
+                got.recompute = recompute.into();
                 let residency = NanOutside::new(&got.queue, &got.store, outside).expect("copies");
                 let batch = pack(&got.queue, &case.fixture.rows());
                 let (got_logprobs, _) = got.forward_backward(&batch, &residency).expect("forward and backward");
@@ -245,7 +245,7 @@ fn the_dry_device_has_the_ledger_and_the_costs_of_the_cpu_to_the_byte() {
         for recompute in [false, true] {
             let [(cpu_ledger, cpu_cost), (dry_ledger, dry_cost)] = [cpu_queue(2), dry::queue()].map(|queue| {
                 let mut trainee = case.trainee(queue, &Single);
-                trainee.recompute = recompute;
+                trainee.recompute = recompute.into();
                 let batch = pack(&trainee.queue, &case.fixture.rows());
                 let (_, cost) = trainee.forward_backward(&batch, &Resident).expect("forward and backward");
                 trainee.update().expect("an update");

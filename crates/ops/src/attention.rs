@@ -5,7 +5,7 @@
 //! tokens. Saved: the packed rows, the output, one log-sum-exp a token and head.
 
 use crate::cx::DropoutSite;
-use crate::{Cost, Cx, Env, Op, OpError, Result, ShapeError, Var};
+use crate::{Cost, Cx, Env, Kept, Op, OpError, Result, ShapeError, Var};
 use std::sync::Arc;
 use tensor::{AttentionArgs, AttentionBackwardArgs, AttentionDropout, AttentionSpec, Segment, Tensor};
 
@@ -39,8 +39,9 @@ struct Attention {
     layout: AttentionLayout,
     dropout: DropoutSite,
     block: usize,
-    /// qkv, out, log-sum-exp.
-    saved: Option<(Tensor, Tensor, Tensor)>,
+    qkv: Option<Tensor>,
+    out: Option<Tensor>,
+    log_sum_exp: Option<Tensor>,
 }
 
 impl Attention {
@@ -97,7 +98,7 @@ impl Op for Attention {
         let spec = self.spec(env);
         let args = AttentionArgs { spec, segments, q: &q, k: &k, v: &v, out: &out, log_sum_exp: &log_sum_exp };
         (env.queue.backend().attention)(env.queue, args)?;
-        self.saved = Some((qkv.clone(), out.clone(), log_sum_exp));
+        (self.qkv, self.out, self.log_sum_exp) = (Some(qkv.clone()), Some(out.clone()), Some(log_sum_exp));
         Ok(out)
     }
 
@@ -105,7 +106,8 @@ impl Op for Attention {
         if env.cache.is_some() {
             return Err(OpError::TooLong("attention: there is no backward through a cache".to_owned()));
         }
-        let (qkv, out, log_sum_exp) = self.saved.as_ref().expect("Attention::backward: before forward");
+        let [qkv, out, log_sum_exp] = [&self.qkv, &self.out, &self.log_sum_exp]
+            .map(|saved| saved.as_ref().expect("Attention::backward: before forward"));
         let dqkv = env.alloc(qkv.shape())?;
         let args = AttentionBackwardArgs {
             spec: self.spec(env),
@@ -118,6 +120,10 @@ impl Op for Attention {
         };
         (env.queue.backend().attention_backward)(env.queue, args)?;
         Ok(vec![Some(dqkv)])
+    }
+
+    fn kept(&mut self) -> Vec<(Kept, &mut Option<Tensor>)> {
+        vec![(Kept::Input(0), &mut self.qkv), (Kept::Output, &mut self.out)]
     }
 
     fn cost(&self, env: &Env<'_>, inputs: &[Tensor]) -> Cost {
@@ -141,6 +147,7 @@ impl Cx<'_> {
         let dropout = self.dropout_site(layout.dropout);
         let block = self.block();
         let qkv = self.attention(qkv)?;
-        self.apply(Attention { layout, dropout, block, saved: None }, &[qkv])
+        let op = Attention { layout, dropout, block, qkv: None, out: None, log_sum_exp: None };
+        self.apply(op, &[qkv])
     }
 }

@@ -1,6 +1,6 @@
 //! The tokens of one micro-batch, packed one row after another.
 
-use crate::Result;
+use crate::{Env, Result};
 use std::sync::Arc;
 use tensor::{MemoryKind, Queue, Segment, Tensor};
 
@@ -79,5 +79,68 @@ impl Batch {
             segments,
             num_targets: targets.map_or(0, |t| t.iter().filter(|&&t| t >= 0).count()),
         })
+    }
+}
+
+/// Some of a micro-batch's tokens, on which a block runs by themselves: R of N.
+///
+/// Each keeps its position (rotary angles, dropout) and sees the kept tokens of its document up to itself. A window counts
+/// kept tokens, and dropout of probabilities draws by their order.
+pub struct KeptTokens {
+    /// u32 `[R]`: their numbers in the whole batch, ascending.
+    pub rows: Tensor,
+    /// Them alone, without targets.
+    pub batch: Batch,
+}
+
+impl KeptTokens {
+    /// `rows`: the numbers of the kept tokens of `batch`, ascending. `ids`: those of all its tokens, `[N]`.
+    ///
+    /// # Panics
+    /// If `batch` has another number of tokens, or a row is beyond them.
+    pub fn new(queue: &Queue, batch: &Batch, rows: &[u32], ids: &[u32]) -> Result<Self> {
+        assert_eq!(ids.len(), batch.num_tokens, "KeptTokens::new: ids of the batch");
+        let (mut segments, mut positions, mut row_positions, mut samples) = (Vec::new(), vec![], vec![], vec![]);
+        let (mut rest, upload) = (rows, |x: &[u32]| queue.upload(MemoryKind::Activations, [x.len()], x));
+        for whole in batch.segments.iter() {
+            let end = (whole.q_start + whole.q_len) as u32;
+            let (kept, after) = rest.split_at(rest.partition_point(|row| *row < end));
+            let Some(first) = kept.first() else { continue };
+            let moved = |row: u32, by: u32| row - whole.q_start as u32 + by;
+            let (start, len) = (rows.len() - rest.len(), kept.len());
+            segments.push(Segment {
+                q_start: start,
+                q_len: len,
+                k_start: start,
+                k_len: len,
+                q_position: 0,
+                k_position: 0,
+                sample: whole.sample,
+                row_position: moved(*first, whole.row_position),
+            });
+            positions.extend(kept.iter().map(|row| moved(*row, whole.q_position as u32)));
+            row_positions.extend(kept.iter().map(|row| moved(*row, whole.row_position)));
+            samples.extend(kept.iter().map(|_| whole.sample));
+            rest = after;
+        }
+        assert!(rest.is_empty(), "KeptTokens::new: rows of the batch");
+        let ids: Vec<u32> = rows.iter().map(|row| ids[*row as usize]).collect();
+        let batch = Batch {
+            num_tokens: rows.len(),
+            ids: upload(&ids)?,
+            positions: upload(&positions)?,
+            row_positions: upload(&row_positions)?,
+            samples: upload(&samples)?,
+            targets: None,
+            soft_targets: None,
+            segments: segments.into(),
+            num_targets: 0,
+        };
+        Ok(Self { rows: upload(rows)?, batch })
+    }
+
+    /// What ops on these tokens see.
+    pub fn env<'a>(&'a self, env: &Env<'a>) -> Env<'a> {
+        Env { batch: &self.batch, ..*env }
     }
 }

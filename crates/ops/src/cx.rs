@@ -1,7 +1,7 @@
 //! What a block sees while it runs.
 
 use crate::probe::{Probe, watched};
-use crate::{Batch, Cost, KvCache, Op, Params, Regions, Result, Segment, Tape, Var};
+use crate::{Batch, Cost, KvCache, Op, Params, RecomputedOp, Regions, Result, Segment, Tape, Var};
 use std::cell::Cell;
 use tensor::{DType, DropoutArgs, MemoryKind, Queue, Shape, Tensor};
 
@@ -210,5 +210,10 @@ impl<'a> Cx<'a> {
     /// Closes the segment: see [`Tape::finish`].
     pub fn finish(self, outputs: &[Var]) -> (Segment, Vec<Tensor>) {
         self.tape.finish(outputs)
+    }
+
+    /// Closes the segment without the outputs of `ops`: see [`Tape::finish_forgetting`].
+    pub fn finish_forgetting(self, outputs: &[Var], ops: &[RecomputedOp]) -> (Segment, Vec<Tensor>) {
+        self.tape.finish_forgetting(outputs, ops)
     }
 }

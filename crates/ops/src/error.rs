@@ -50,6 +50,15 @@ pub enum OpError {
     /// Ranks that share weights or gradients lost one of them.
     #[error("{0}")]
     Ranks(String),
+    /// A block that runs on some of the tokens would leave its side tensors without the others.
+    #[error(
+        "block {block} hands on side tensors and cannot run on some of the tokens; take its layer out of \
+         data_efficiency.data_routing.random_ltd.random_ltd_layer_id"
+    )]
+    SideTensors {
+        /// Its name.
+        block: String,
+    },
     /// The sequence does not fit what the model or the cache can hold.
     #[error("{0}")]
     TooLong(String),

@@ -2,7 +2,7 @@
 //!
 //! Saved: `x`.
 
-use crate::{Cost, Cx, Env, Op, Result, Var};
+use crate::{Cost, Cx, Env, Kept, Op, Result, Var};
 use tensor::{Gelu, GeluArgs, GeluBackwardArgs, Tensor};
 
 struct GeluOp {
@@ -28,6 +28,10 @@ impl Op for GeluOp {
         let args = GeluBackwardArgs { kind: self.kind, x, dy: &dy, dx: &dx };
         (env.queue.backend().gelu_backward)(env.queue, args)?;
         Ok(vec![Some(dx)])
+    }
+
+    fn kept(&mut self) -> Vec<(Kept, &mut Option<Tensor>)> {
+        vec![(Kept::Input(0), &mut self.x)]
     }
 
     fn cost(&self, env: &Env<'_>, inputs: &[Tensor]) -> Cost {

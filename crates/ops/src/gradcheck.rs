@@ -154,7 +154,7 @@ where
             let shape = cx.value(out).shape();
             let seed: Tensor = env.queue.upload(MemoryKind::Activations, shape, &projection)?;
             let (segment, _) = cx.finish(&[]);
-            let inputs = segment.backward(env, vec![(out, seed)], vars)?;
+            let inputs = segment.backward(env, vec![(out, seed)], vars)?.grads;
             let mut gradients = Vec::new();
             for (grad, shape) in inputs.into_iter().zip(self.case.inputs) {
                 gradients.push(grad.map_or(Ok(vec![0.0; shape.elements()]), |grad| env.queue.read(&grad))?);

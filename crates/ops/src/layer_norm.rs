@@ -2,15 +2,16 @@
 //!
 //! Saved: `x` and two numbers a row; the normalised values are made again in backward.
 
-use crate::{Cost, Cx, Env, GradSlot, Op, ParamId, Result, Var};
+use crate::{Cost, Cx, Env, GradSlot, Kept, Op, ParamId, Result, Var};
 use tensor::{DType, FillArgs, LayerNormArgs, LayerNormBackwardArgs, MemoryKind, Tensor};
 
 struct LayerNorm {
     weight: ParamId,
     bias: ParamId,
     eps: f32,
-    /// x, mean, 1 / standard deviation.
-    saved: Option<(Tensor, Tensor, Tensor)>,
+    x: Option<Tensor>,
+    /// mean, 1 / standard deviation.
+    saved: Option<(Tensor, Tensor)>,
 }
 
 impl Op for LayerNorm {
@@ -26,12 +27,12 @@ impl Op for LayerNorm {
         let (w, b, eps) = (&weight, &bias, self.eps);
         let args = LayerNormArgs { x, weight: w, bias: b, eps, y: &y, mean: &mean, inv_std: &inv_std };
         (env.queue.backend().layer_norm)(env.queue, args)?;
-        self.saved = Some((x.clone(), mean, inv_std));
+        (self.x, self.saved) = (Some(x.clone()), Some((mean, inv_std)));
         Ok(y)
     }
 
     fn backward(self: Box<Self>, env: &Env<'_>, dy: Tensor) -> Result<Vec<Option<Tensor>>> {
-        let (x, mean, inv_std) = self.saved.expect("LayerNorm::backward: before forward");
+        let (x, (mean, inv_std)) = self.x.zip(self.saved).expect("LayerNorm::backward: before forward");
         let (dx, weight) = (env.alloc(x.shape())?, env.params.weight(self.weight)?);
         // Both are made in one pass, which adds to both or to none. A frozen one goes to scratch; one that is fresh where
         // the other is not (blocks may share only one of them) starts from zero.
@@ -64,6 +65,10 @@ impl Op for LayerNorm {
         Ok(vec![Some(dx)])
     }
 
+    fn kept(&mut self) -> Vec<(Kept, &mut Option<Tensor>)> {
+        vec![(Kept::Input(0), &mut self.x)]
+    }
+
     fn cost(&self, env: &Env<'_>, inputs: &[Tensor]) -> Cost {
         let elements = inputs[0].shape().elements() as u64;
         Cost { flops: 8 * elements, bytes: 2 * elements * env.dtype.size() as u64 }
@@ -74,6 +79,6 @@ impl Cx<'_> {
     /// LayerNorm of [N, D].
     pub fn layer_norm(&mut self, x: Var, weight: ParamId, bias: ParamId, eps: f32) -> Result<Var> {
         let trains = self.env.params.is_trained(weight) || self.env.params.is_trained(bias);
-        self.apply_with(LayerNorm { weight, bias, eps, saved: None }, &[x], trains)
+        self.apply_with(LayerNorm { weight, bias, eps, x: None, saved: None }, &[x], trains)
     }
 }

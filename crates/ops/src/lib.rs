@@ -16,6 +16,8 @@ mod batch;
 mod cx;
 mod embedding;
 mod error;
+mod forget;
+mod gather_tokens;
 mod gelu;
 pub mod gradcheck;
 mod head;
@@ -34,9 +36,10 @@ mod store;
 mod tape;
 
 pub use attention::AttentionLayout;
-pub use batch::{Batch, Document};
+pub use batch::{Batch, Document, KeptTokens};
 pub use cx::{Cx, Env, Flow, HeadOutput, HeadRequest};
 pub use error::{OpError, ShapeError};
+pub use forget::{Kept, RecomputedOp};
 pub use kv_cache::KvCache;
 pub use linear::{Linear, WeightLayout};
 pub use op::{Cost, Op};
@@ -44,7 +47,7 @@ pub use param::{GradSlot, ParamId, Params};
 pub use probe::{Probe, RanForward};
 pub use region::{Part, Regions, Single};
 pub use store::{ParamStore, Role};
-pub use tape::{Segment, Tape, Var};
+pub use tape::{Backward, Segment, Tape, Var};
 
 /// Result of an op.
 pub type Result<T> = std::result::Result<T, OpError>;

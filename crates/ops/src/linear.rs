@@ -5,7 +5,7 @@
 //!
 //! Backward: `dx = dy W`, `dW = dy^T x`, `db = sum over tokens of dy`. Saved: `x`.
 
-use crate::{Cost, Cx, Env, GradSlot, Op, ParamId, Result, ShapeError, Var};
+use crate::{Cost, Cx, Env, GradSlot, Kept, Op, ParamId, Result, ShapeError, Var};
 use tensor::{ColumnSumArgs, MatmulArgs, Shape, Tensor};
 
 /// How a checkpoint stores a matrix.
@@ -135,6 +135,10 @@ impl Op for LinearOp {
             part.backward_input(env, &dy, &dx, index > 0)?;
         }
         Ok(vec![Some(dx)])
+    }
+
+    fn kept(&mut self) -> Vec<(Kept, &mut Option<Tensor>)> {
+        vec![(Kept::Input(0), &mut self.x)]
     }
 
     fn cost(&self, env: &Env<'_>, inputs: &[Tensor]) -> Cost {

@@ -1,6 +1,6 @@
 //! The contract of an operation.
 
-use crate::{Env, Result};
+use crate::{Env, Kept, Result};
 use std::ops::AddAssign;
 use tensor::Tensor;
 
@@ -34,6 +34,17 @@ pub trait Op: Send {
     /// The gradient of each input, given that of the output; `None` where nothing flows back. Gradients of weights are
     /// added to [`crate::Params::gradient`]. `grad` may be written in place if it is unique.
     fn backward(self: Box<Self>, env: &Env<'_>, grad: Tensor) -> Result<Vec<Option<Tensor>>>;
+
+    /// Every input and the output that is kept for backward, for recompute to take away and put back. After forward each is
+    /// there; forward may run once more, on the same inputs. An op that shows none keeps what it keeps.
+    fn kept(&mut self) -> Vec<(Kept, &mut Option<Tensor>)> {
+        Vec::new()
+    }
+
+    /// Whether the op costs so little that its output need not outlive its input.
+    fn is_cheap(&self) -> bool {
+        false
+    }
 
     /// Cost of the forward pass on these inputs.
     fn cost(&self, env: &Env<'_>, inputs: &[Tensor]) -> Cost;

@@ -3,7 +3,7 @@
 //! With a [`Probe`] in [`Env::probe`] each op goes onto the tape inside one that watches it; without, nothing is added. Times
 //! are those of calls: a device that defers work shows it under whatever waits for it.
 
-use crate::{Cost, Env, GradSlot, Op, ParamId, Params, Result};
+use crate::{Cost, Env, Kept, GradSlot, Op, ParamId, Params, Result};
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
 use tensor::{Shape, Tensor};
@@ -69,6 +69,14 @@ impl Op for Watched {
             probe.backward(self.number, start.elapsed());
         }
         Ok(grads)
+    }
+
+    fn kept(&mut self) -> Vec<(Kept, &mut Option<Tensor>)> {
+        self.op.kept()
+    }
+
+    fn is_cheap(&self) -> bool {
+        self.op.is_cheap()
     }
 
     fn cost(&self, env: &Env<'_>, inputs: &[Tensor]) -> Cost {

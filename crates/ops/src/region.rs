@@ -113,6 +113,9 @@ macro_rules! region_ops {
                 fn backward(self: Box<Self>, env: &Env<'_>, grad: Tensor) -> Result<Vec<Option<Tensor>>> {
                     Ok(vec![Some(env.regions.$backward(env, grad)?)])
                 }
+                fn is_cheap(&self) -> bool {
+                    true
+                }
                 fn cost(&self, _: &Env<'_>, _: &[Tensor]) -> Cost {
                     Cost::default()
                 }

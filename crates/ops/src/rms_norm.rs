@@ -3,15 +3,16 @@
 //! `offset` is 0 for Llama (the normalised value is rounded to the compute dtype before the product, as Transformers does)
 //! and 1 for Gemma. Saved: `x` and one number a row.
 
-use crate::{Cost, Cx, Env, GradSlot, Op, ParamId, Result, Var};
+use crate::{Cost, Cx, Env, GradSlot, Kept, Op, ParamId, Result, Var};
 use tensor::{DType, MemoryKind, RmsNormArgs, RmsNormBackwardArgs, Tensor};
 
 struct RmsNorm {
     weight: ParamId,
     weight_offset: f32,
     eps: f32,
-    /// x, 1 / root mean square.
-    saved: Option<(Tensor, Tensor)>,
+    x: Option<Tensor>,
+    /// 1 / root mean square.
+    inv_rms: Option<Tensor>,
 }
 
 impl Op for RmsNorm {
@@ -26,12 +27,12 @@ impl Op for RmsNorm {
         let (weight_offset, eps) = (self.weight_offset, self.eps);
         let args = RmsNormArgs { x, weight: &weight, weight_offset, eps, y: &y, inv_rms: &inv_rms };
         (env.queue.backend().rms_norm)(env.queue, args)?;
-        self.saved = Some((x.clone(), inv_rms));
+        (self.x, self.inv_rms) = (Some(x.clone()), Some(inv_rms));
         Ok(y)
     }
 
     fn backward(self: Box<Self>, env: &Env<'_>, dy: Tensor) -> Result<Vec<Option<Tensor>>> {
-        let (x, inv_rms) = self.saved.expect("RmsNorm::backward: before forward");
+        let (x, inv_rms) = self.x.zip(self.inv_rms).expect("RmsNorm::backward: before forward");
         let (dx, weight) = (env.alloc(x.shape())?, env.params.weight(self.weight)?);
         let slot = match env.params.gradient(self.weight)? {
             Some(slot) => slot,
@@ -54,6 +55,10 @@ impl Op for RmsNorm {
         Ok(vec![Some(dx)])
     }
 
+    fn kept(&mut self) -> Vec<(Kept, &mut Option<Tensor>)> {
+        vec![(Kept::Input(0), &mut self.x)]
+    }
+
     fn cost(&self, env: &Env<'_>, inputs: &[Tensor]) -> Cost {
         let elements = inputs[0].shape().elements() as u64;
         Cost { flops: 4 * elements, bytes: 2 * elements * env.dtype.size() as u64 }
@@ -64,6 +69,6 @@ impl Cx<'_> {
     /// RMSNorm of [N, D]; `weight_offset` is 0, or 1 for the Gemma kind.
     pub fn rms_norm(&mut self, x: Var, weight: ParamId, weight_offset: f32, eps: f32) -> Result<Var> {
         let trains = self.env.params.is_trained(weight);
-        self.apply_with(RmsNorm { weight, weight_offset, eps, saved: None }, &[x], trains)
+        self.apply_with(RmsNorm { weight, weight_offset, eps, x: None, inv_rms: None }, &[x], trains)
     }
 }

@@ -56,6 +56,10 @@ impl Op for Rope {
         Ok(vec![Some(self.rotate(env, dy, true)?)])
     }
 
+    fn is_cheap(&self) -> bool {
+        true
+    }
+
     fn cost(&self, env: &Env<'_>, inputs: &[Tensor]) -> Cost {
         let elements = (inputs[0].shape().rows() * self.num_heads * self.head_dim) as u64;
         Cost { flops: 3 * elements, bytes: 2 * elements * env.dtype.size() as u64 }

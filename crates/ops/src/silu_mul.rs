@@ -2,7 +2,7 @@
 //!
 //! Saved: the packed rows.
 
-use crate::{Cost, Cx, Env, Op, Result, ShapeError, Var};
+use crate::{Cost, Cx, Env, Kept, Op, Result, ShapeError, Var};
 use tensor::{SiluMulArgs, SiluMulBackwardArgs, Tensor};
 
 struct SiluMul {
@@ -32,6 +32,10 @@ impl Op for SiluMul {
         let args = SiluMulBackwardArgs { gate_up, dout: &dout, dgate_up: &dgate_up };
         (env.queue.backend().silu_mul_backward)(env.queue, args)?;
         Ok(vec![Some(dgate_up)])
+    }
+
+    fn kept(&mut self) -> Vec<(Kept, &mut Option<Tensor>)> {
+        vec![(Kept::Input(0), &mut self.gate_up)]
     }
 
     fn cost(&self, env: &Env<'_>, inputs: &[Tensor]) -> Cost {

@@ -3,13 +3,14 @@
 //! # Order of events
 //! 1. [`Cx`](crate::Cx) runs a block forward; each op is appended with what it saved.
 //! 2. [`Tape::finish`] closes the segment: values that no op saved are freed, inputs and outputs are known by number.
-//! 3. [`Segment::backward`] runs the ops in reverse, once, and returns the gradients of the segment's inputs.
+//! 3. [`Segment::backward`] runs the ops in reverse, once, and returns the gradients of the segment's inputs. What of the
+//!    forward was let go is made again on the way (`forget`).
 //!
 //! # Invariants
 //! - A gradient tensor may be shared by several values; it is written in place only when nobody else holds it.
 //! - Ops that lead to no trained weight and to no input that wants a gradient are not recorded.
 
-use crate::{Env, Op, Result};
+use crate::{Cost, Env, Op, Result};
 use std::collections::BTreeMap;
 use tensor::{AddArgs, CopyArgs, MemoryKind, Tensor};
 
@@ -23,25 +24,35 @@ impl Var {
     }
 }
 
-struct Node {
-    op: Box<dyn Op>,
-    inputs: Vec<Var>,
-    output: Var,
+pub(crate) struct Node {
+    pub(crate) op: Box<dyn Op>,
+    pub(crate) inputs: Vec<Var>,
+    pub(crate) output: Var,
 }
 
 /// Values and ops of one segment while it is being made.
 pub struct Tape {
-    values: Vec<Option<Tensor>>,
+    pub(crate) values: Vec<Option<Tensor>>,
     /// Per value: whether a gradient must reach it.
     needs_grad: Vec<bool>,
-    nodes: Vec<Node>,
+    pub(crate) nodes: Vec<Node>,
     record: bool,
 }
 
 /// A finished segment.
 pub struct Segment {
-    nodes: Vec<Node>,
+    pub(crate) nodes: Vec<Node>,
     needs_grad: Vec<bool>,
+    /// Inputs of ops that run again, then what those have made; empty where nothing was let go.
+    pub(crate) values: Vec<Option<Tensor>>,
+}
+
+/// What a segment's backward gives besides gradients of weights.
+pub struct Backward {
+    /// The gradient of each input that was asked for (`None`: nothing flowed there).
+    pub grads: Vec<Option<Tensor>>,
+    /// Of the ops that ran again.
+    pub recomputed: Cost,
 }
 
 impl Tape {
@@ -99,31 +110,42 @@ impl Tape {
     /// Closes the segment and hands out the tensors of `outputs`.
     pub fn finish(self, outputs: &[Var]) -> (Segment, Vec<Tensor>) {
         let tensors = outputs.iter().map(|v| self.value(*v).clone()).collect();
-        (Segment { nodes: self.nodes, needs_grad: self.needs_grad }, tensors)
+        (Segment { nodes: self.nodes, needs_grad: self.needs_grad, values: Vec::new() }, tensors)
     }
 }
 
 impl Segment {
-    /// Runs backward. `seeds` are the gradients of outputs; returns those of `inputs` (`None`: nothing flowed there).
-    pub fn backward(self, env: &Env<'_>, seeds: Vec<(Var, Tensor)>, inputs: &[Var]) -> Result<Vec<Option<Tensor>>> {
-        let mut grads: BTreeMap<Var, Tensor> = BTreeMap::new();
+    /// Runs backward. `seeds` are the gradients of outputs; `inputs` those whose gradients are wanted.
+    pub fn backward(mut self, env: &Env<'_>, seeds: Vec<(Var, Tensor)>, inputs: &[Var]) -> Result<Backward> {
+        let (mut grads, mut recomputed) = (BTreeMap::new(), Cost::default());
         for (var, grad) in seeds {
             add_grad(env, &mut grads, var, grad)?;
         }
-        for node in self.nodes.into_iter().rev() {
+        while let Some(last) = self.nodes.last() {
             // No gradient: the output was not used, or only by ops nothing flows back through.
-            let Some(grad) = grads.remove(&node.output) else { continue };
-            let input_grads = node.op.backward(env, grad)?;
-            debug_assert_eq!(input_grads.len(), node.inputs.len());
-            for (&var, grad) in node.inputs.iter().zip(input_grads) {
-                if let Some(grad) = grad
-                    && self.needs_grad[var.index()]
-                {
-                    add_grad(env, &mut grads, var, grad)?;
-                }
+            if let Some(grad) = grads.remove(&last.output) {
+                self.restore(env, &mut recomputed)?;
+                self.backward_last(env, grad, &mut grads)?;
+            } else {
+                self.nodes.pop();
             }
         }
-        Ok(inputs.iter().map(|var| grads.remove(var)).collect())
+        Ok(Backward { grads: inputs.iter().map(|var| grads.remove(var)).collect(), recomputed })
+    }
+
+    fn backward_last(&mut self, env: &Env<'_>, grad: Tensor, grads: &mut BTreeMap<Var, Tensor>) -> Result<()> {
+        let Node { op, inputs, output } = self.nodes.pop().expect("Segment::backward_last: a node");
+        let input_grads = op.backward(env, grad)?;
+        debug_assert_eq!(input_grads.len(), inputs.len());
+        self.forget(&inputs, output);
+        for (&var, grad) in inputs.iter().zip(input_grads) {
+            if let Some(grad) = grad
+                && self.needs_grad[var.index()]
+            {
+                add_grad(env, grads, var, grad)?;
+            }
+        }
+        Ok(())
     }
 }
 

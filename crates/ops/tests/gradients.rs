@@ -2,7 +2,7 @@
 
 use ops::gradcheck::{Case, worst_error};
 use ops::{AttentionLayout, Cx, HeadRequest, Linear, ParamId, Result, Var, WeightLayout};
-use tensor::{Gelu, Isa, Shape, cpu};
+use tensor::{Gelu, Isa, MemoryKind, Shape, cpu};
 
 /// Rounding of f32 in the five-point rule: see `gradcheck`.
 const BOUND: f64 = 1e-3;
@@ -74,6 +74,18 @@ fn rms_norm_of_both_kinds() {
         let case = Case { inputs: &[shape([5, 19])], params: &[shape([19])], ..Case::default() };
         check(case, |cx, x, p| cx.rms_norm(x[0], p[0], offset, 1e-5));
     }
+}
+
+#[test]
+fn some_tokens_out_of_a_batch_and_back_into_it() {
+    let case = Case { inputs: &[shape([7, 13])], params: &[shape([13, 13])], ..Case::default() };
+    check(case, |cx, x, p| {
+        let rows = cx.env.queue.upload(MemoryKind::Activations, [3], &[0u32, 2, 6])?;
+        let kept = cx.gather_tokens(x[0], &rows)?;
+        let y = cx.linear(kept, Linear { weight: p[0], bias: None, layout: WeightLayout::OutIn })?;
+        let y = cx.residual(kept, y, None, 0.0)?;
+        cx.scatter_tokens(x[0], y, &rows)
+    });
 }
 
 #[test]

@@ -20,8 +20,8 @@
 //! 3. The caller takes the norm and updates its shares. Stages 1 and 2: [`Zero::begin_spread`] sends the new weights around.
 //!
 //! # Invariants
-//! - Every rank runs the same passes over the same blocks, with or without tokens of its own ([`ZeroPass::run_idle`]): the
-//!   order of calls never depends on values.
+//! - Every rank runs the same passes over the same blocks, with or without tokens of its own: the order of calls never
+//!   depends on values. What is gathered ahead is what the pass before gathered in this place.
 //! - In stages 0 and 1 gradients of a step are added up where they are made and summed over ranks once, with the last
 //!   micro-batch; in stages 2 and 3, and in a deterministic run, each micro-batch is summed over ranks by itself.
 //! - A share that others gather is written again only after the norm, which every rank enters behind its last gather.
@@ -32,7 +32,8 @@ use crate::sums::{Order, Sums};
 use comm::{Comm, Flat, Pending};
 use models::{Model, Residency};
 use ops::{ParamId, ParamStore, Params};
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use tensor::{CopyArgs, DType, MemoryKind, Queue, Tensor};
 
 /// One rank's part in sharing one model.
@@ -55,6 +56,8 @@ struct State {
     reducing: Option<Reducing>,
     /// Stage 3, by parameter: blocks under way that hold it.
     holders: Vec<usize>,
+    /// Stage 3: the blocks that a pass gathered, in order, by the first of them: what the next one gathers ahead.
+    traces: BTreeMap<usize, Vec<usize>>,
 }
 
 /// A sum over ranks under way, and where this rank's part of it will be.
@@ -84,6 +87,7 @@ impl Zero {
             spare: vec![Vec::new(); num_params],
             reducing: None,
             holders: vec![0; num_params],
+            traces: BTreeMap::new(),
         });
         // Alone there is nobody to share with.
         let stage = if comm.size() == 1 { Stage::Nothing } else { stage };
@@ -131,7 +135,7 @@ impl Zero {
 
     /// The residency of one pass forward, or forward and backward. `is_last`: the last micro-batch of a step.
     pub fn pass<'a>(&'a self, queue: &'a Queue, store: &'a ParamStore, is_last: bool) -> ZeroPass<'a> {
-        ZeroPass { zero: self, queue, store, is_last, gathering: RefCell::default(), last: Cell::new(None) }
+        ZeroPass { zero: self, queue, store, is_last, gathering: RefCell::default(), seen: RefCell::default() }
     }
 
     /// Waits for what is under way and gives this rank's part of every gradient, in the order of the model. What was added
@@ -275,8 +279,21 @@ pub struct ZeroPass<'a> {
     store: &'a ParamStore,
     is_last: bool,
     gathering: RefCell<Option<Gathering>>,
-    /// The block gathered last.
-    last: Cell<Option<usize>>,
+    /// The blocks gathered so far.
+    seen: RefCell<Vec<usize>>,
+}
+
+impl Drop for ZeroPass<'_> {
+    fn drop(&mut self) {
+        if let Some(gathering) = self.gathering.take().filter(|_| !std::thread::panicking()) {
+            // Begun in vain by every rank; whoever is lost is found by the next call.
+            let _ = gathering.pending.output(self.queue);
+        }
+        let seen = self.seen.take();
+        if let Some(&first) = seen.first() {
+            self.zero.state.borrow_mut().traces.insert(first, seen);
+        }
+    }
 }
 
 /// Weights on their way here.
@@ -287,40 +304,19 @@ struct Gathering {
 }
 
 impl ZeroPass<'_> {
-    /// Takes part in a pass forward and backward without tokens: what this rank adds to the gradient is zero.
-    ///
-    /// # Errors
-    /// A rank is lost, or the device failed.
-    pub fn run_idle(&self, model: &Model) -> Result<()> {
-        let last = model.blocks.len() - 1;
-        for block in 0..=last {
-            self.gather(model, block)?;
-            self.release(model, block)?;
+    /// The block that was gathered after this one in the pass before that began with the same block, if it is the same pass so
+    /// far: recompute gathers blocks in an order of its own. Notes the block.
+    fn next(&self, block: usize) -> Option<usize> {
+        let mut seen = self.seen.borrow_mut();
+        if block == 0 && seen.len() == self.zero.partition.num_blocks() {
+            // Forward once more: evaluations run many passes.
+            seen.clear();
         }
-        for block in (self.first_trained(model)..=last).rev() {
-            self.gather(model, block)?;
-            self.before_gradients(model, block)?;
-            self.reduce(model, block)?;
-            self.release(model, block)?;
-        }
-        Ok(())
-    }
-
-    /// Where backward stops: [`models::Pass`] goes no further.
-    fn first_trained(&self, model: &Model) -> usize {
-        let trains = |block: &models::NamedBlock| block.params.iter().any(|id| self.store.is_trained(*id));
-        model.blocks.iter().position(trains).unwrap_or(model.blocks.len())
-    }
-
-    /// The block that comes after this one, if it is known: forward until a block comes again.
-    fn next(&self, model: &Model, block: usize) -> Option<usize> {
-        let is_forward = self.last.get().is_none_or(|last| block > last);
-        self.last.set(Some(block));
-        if is_forward {
-            Some(block + 1).filter(|next| *next < model.blocks.len())
-        } else {
-            block.checked_sub(1).filter(|next| *next >= self.first_trained(model))
-        }
+        seen.push(block);
+        let traces = &self.zero.state.borrow().traces;
+        let trace = traces.get(&seen[0])?;
+        let next = trace.get(seen.len()).copied();
+        next.filter(|_| trace[..seen.len()] == seen[..])
     }
 
     fn begin_gather(&self, model: &Model, block: usize) -> Result<Gathering> {
@@ -339,9 +335,13 @@ impl ZeroPass<'_> {
     }
 
     fn gather_now(&self, model: &Model, block: usize) -> Result<()> {
-        let under_way = self.gathering.take().filter(|gathering| gathering.block == block);
+        let mut under_way = self.gathering.take();
+        if let Some(other) = under_way.take_if(|gathering| gathering.block != block) {
+            // Not what the trace said: the others have begun it too.
+            other.pending.output(self.queue)?;
+        }
         let Gathering { pending, weights, .. } = under_way.map_or_else(|| self.begin_gather(model, block), Ok)?;
-        if let Some(next) = self.next(model, block) {
+        if let Some(next) = self.next(block) {
             let next = self.begin_gather(model, next)?;
             self.gathering.replace(Some(next));
         }

@@ -14,6 +14,7 @@ use std::sync::{RwLockReadGuard, RwLockWriteGuard};
 mod sum;
 mod update;
 
+use rows::scatter_rows;
 pub use sum::tree_sum;
 use update::{adafactor, dequantize, lamb, normalize, quantize, update};
 
@@ -41,6 +42,7 @@ pub static CPU: Backend = Backend {
     rope,
     embedding,
     embedding_backward,
+    scatter_rows,
     residual,
     residual_backward,
     dropout,
@@ -193,6 +195,9 @@ macro_rules! float {
         }
     };
 }
+
+// After the macro that it uses.
+mod rows;
 use float;
 
 fn matmul(queue: &Queue, args: MatmulArgs<&Tensor>) -> Done {

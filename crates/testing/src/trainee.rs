@@ -5,7 +5,7 @@
 //! run may be read at its end.
 
 use models::weights::{WeightSource, declare, load_one};
-use models::{Model, Pass, PassOutput, Residency};
+use models::{Model, Pass, PassOutput, Recompute, Residency};
 use ops::{Batch, Cost, Document, Env, HeadRequest, ParamId, ParamStore, Params, Regions, Result};
 use optim::{Optimizer, Shard, Step};
 use tensor::{DType, MemoryKind, Queue, Tensor};
@@ -22,8 +22,8 @@ pub struct Trainee<'a> {
     pub regions: &'a dyn Regions,
     /// Weights and gradients of this rank's share.
     pub store: ParamStore,
-    /// Keep only what flows between blocks.
-    pub recompute: bool,
+    /// What runs again in backward.
+    pub recompute: Recompute,
     /// The seed of dropout, if it is on.
     pub dropout_seed: Option<u64>,
     /// Settings of every step.
@@ -58,7 +58,17 @@ impl<'a> Trainee<'a> {
             }
         }
         store.allocate_gradients(&queue).expect("memory for gradients");
-        Self { queue, model, regions, store, recompute: false, dropout_seed: None, adamw, step: 0, moments }
+        Self {
+            queue,
+            model,
+            regions,
+            store,
+            recompute: Recompute::Nothing,
+            dropout_seed: None,
+            adamw,
+            step: 0,
+            moments,
+        }
     }
 
     /// Forward and backward: the log-probability of every target, f32 `[N]`, and the cost of the forward pass.
@@ -77,7 +87,7 @@ impl<'a> Trainee<'a> {
         };
         self.store.clear_gradients();
         let PassOutput { logprobs, cost, .. } =
-            Pass { model: self.model, residency }.forward_backward(&env, 0.0, self.recompute)?;
+            Pass { model: self.model, residency }.forward_backward(&env, 0.0, &self.recompute)?;
         Ok((logprobs, cost))
     }
 

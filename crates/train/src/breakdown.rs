@@ -2,13 +2,14 @@
 //!
 //! A [`Clock`] stands between a pass and its residency: what happens between gather and release of a block is its forward,
 //! or its backward if the gradients of the block were reduced meanwhile. Recompute is thus backward. The head's gradient
-//! is made in its forward, where the logits are, and counts there.
+//! is made in its forward, where the logits are, and counts there. Of several layers that run again at a time only the last
+//! counts as backward.
 //!
 //! Times are those of calls: a device that defers work shows it under whatever waits for it. What is left of a step is
 //! bookkeeping between the parts.
 
 use models::{Model, Residency};
-use ops::{ParamId, Probe, RanForward};
+use ops::{KeptTokens, ParamId, Probe, RanForward};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::cell::{Cell, RefCell};
@@ -171,6 +172,10 @@ impl Residency for Timed<'_> {
 
     fn leaves_out(&self, model: &Model, block: usize) -> bool {
         self.inner.leaves_out(model, block)
+    }
+
+    fn tokens(&self, model: &Model, block: usize) -> Option<&KeptTokens> {
+        self.inner.tokens(model, block)
     }
 
     fn release(&self, model: &Model, block: usize) -> ops::Result<()> {

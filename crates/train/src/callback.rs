@@ -178,9 +178,10 @@ impl Callbacks {
         own.filter(|(_, state)| !state.is_null()).chain(self.waiting.iter().cloned()).collect()
     }
 
-    /// Takes the states of a checkpoint; those of callbacks to come wait for them.
-    pub(crate) fn restore(&mut self, states: Vec<(String, Value)>) {
+    /// Takes the states of a checkpoint, those of callbacks to come wait for them, and whether an evaluation was asked for.
+    pub(crate) fn restore(&mut self, states: Vec<(String, Value)>, evaluate: bool) {
         self.waiting = states;
+        self.control.evaluate |= evaluate;
         let mut list = std::mem::take(&mut self.list);
         list.iter_mut().for_each(|callback| self.give_state(callback.as_mut()));
         self.list = list;

@@ -99,6 +99,9 @@ pub struct StepMetrics {
     /// The longest row, only there under a curriculum.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub curriculum_seqlen: Option<u64>,
+    /// Tokens of a row that layers which drop some kept; only there under random-LTD.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub random_ltd_tokens: Option<u64>,
     /// What the loss was multiplied by; only there in fp16.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loss_scale: Option<f64>,

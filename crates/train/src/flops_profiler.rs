@@ -118,7 +118,7 @@ type Path = Vec<String>;
 impl Module {
     /// The tree of a model after a step whose ops were watched.
     fn of(model: &Model, ops: &[OpTimes]) -> Self {
-        let (mut root, places) = (Self { name: "model".to_owned(), ..Self::default() }, Places::of(model, ops));
+        let (mut root, places) = (Self { name: "total".to_owned(), ..Self::default() }, Places::of(model, ops));
         for (op, path) in ops.iter().zip(&places.ops) {
             let module = root.at(path);
             module.flops += op.flops;
@@ -276,7 +276,7 @@ fn summary(
 
 /// The largest modules of each depth by parameters, multiply-accumulates and time.
 fn largest(config: &FlopsProfilerConfig, model: &Module) -> String {
-    if config.top_modules == 0 {
+    if config.top_modules == 0 || config.depth() == 0 {
         return String::new();
     }
     let mut depths: Vec<Vec<(String, &Module)>> = Vec::new();
@@ -293,7 +293,8 @@ fn largest(config: &FlopsProfilerConfig, model: &Module) -> String {
         shown.collect::<Vec<String>>().join(", ")
     };
     let mut rows = vec![["largest modules", "by parameters", "by MACs", "by time"].map(str::to_owned)];
-    rows.extend(depths.iter().enumerate().map(|(depth, modules)| {
+    // The largest module of depth 0 is all there is.
+    rows.extend(depths.iter().enumerate().skip(1).map(|(depth, modules)| {
         [
             format!("depth {depth}"),
             top(modules, &|module| module.parameters as f64),

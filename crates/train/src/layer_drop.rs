@@ -53,31 +53,9 @@ impl Kept {
     }
 }
 
-/// A residency whose pass leaves layers out, if any are drawn.
-pub(crate) struct Dropping<'a> {
-    pub(crate) inner: &'a dyn Residency,
-    pub(crate) kept: Option<Kept>,
-}
-
-impl Residency for Dropping<'_> {
-    fn gather(&self, model: &Model, block: usize) -> ops::Result<()> {
-        self.inner.gather(model, block)
-    }
-
-    fn before_gradients(&self, model: &Model, block: usize) -> ops::Result<()> {
-        self.inner.before_gradients(model, block)
-    }
-
-    fn reduce(&self, model: &Model, block: usize) -> ops::Result<()> {
-        self.inner.reduce(model, block)
-    }
-
+impl Residency for Kept {
     fn leaves_out(&self, _model: &Model, block: usize) -> bool {
-        self.kept.as_ref().is_some_and(|kept| !kept.0[block])
-    }
-
-    fn release(&self, model: &Model, block: usize) -> ops::Result<()> {
-        self.inner.release(model, block)
+        !self.0[block]
     }
 }
 

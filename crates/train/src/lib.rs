@@ -11,6 +11,7 @@
 //! | [`step`] | one optimizer step |
 //! | [`curriculum`] | rows that grow with the steps |
 //! | [`layer_drop`] | layers left out at random |
+//! | [`random_ltd`] | layers that run on some tokens only |
 //! | [`loss_scale`] | the scale of an fp16 run's loss |
 //! | [`loss_spike`] | the guard against batches whose loss leaps |
 //! | [`ranks`] | the ranks of this process, each with an engine of its own |
@@ -49,6 +50,7 @@ pub mod norms;
 mod output;
 pub mod plan;
 pub mod pretrained;
+pub mod random_ltd;
 pub mod ranks;
 mod resume;
 pub mod run;

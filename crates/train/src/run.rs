@@ -26,6 +26,7 @@ pub(crate) use opened::Opened;
 
 use crate::breakdown::{Breakdown, memory_bytes};
 use crate::callback::{Callback, Control};
+use crate::checkpoint::Head;
 use crate::config::RunConfig;
 use crate::engine::Engine;
 use crate::error::{Result, TrainError};
@@ -334,7 +335,10 @@ impl<'a> Loop<'a> {
         self.engine.report_state(observer);
         self.begin_callbacks()?;
         let every = self.engine.config.run.clone();
-        if done_steps > 0 && every.eval_every > 0 && done_steps.is_multiple_of(every.eval_every) {
+        let was_due = done_steps > 0 && every.eval_every > 0 && done_steps.is_multiple_of(every.eval_every);
+        // What was asked for after an evaluation is for the next step.
+        let was_asked = self.engine.evaluated != Some(done_steps) && self.asked.take_evaluation();
+        if was_due || was_asked {
             // A signal came when this evaluation was due: the checkpoint went before it.
             self.evaluate(observer)?;
         }
@@ -404,6 +408,7 @@ impl<'a> Loop<'a> {
         let data = start.elapsed().as_secs_f64();
         let (lr, curriculum_seqlen) = (engine.lr(), engine.curriculum_length());
         let before = engine.zero.comm().traffic();
+        let random_ltd_tokens = engine.random_ltd_tokens();
         let report = engine.train_batch(&samples)?;
         let after = engine.zero.comm().traffic();
         let step_seconds = start.elapsed().as_secs_f64();
@@ -417,6 +422,7 @@ impl<'a> Loop<'a> {
             step_seconds,
             peak_memory_bytes: peak_resident_bytes(),
             curriculum_seqlen,
+            random_ltd_tokens,
             loss_scale: report.loss_scale,
             skipped: Some(report.skipped || report.spiked).filter(|skipped| *skipped || report.loss_scale.is_some()),
             breakdown_seconds: engine.clock.as_ref().map(|clock| Breakdown { data, ..clock.take() }),
@@ -494,7 +500,8 @@ impl<'a> Loop<'a> {
     /// Saves the state after the last step; see [`Saver::save`].
     fn save(&mut self, is_last: bool, observer: &mut dyn Observer) -> Result<()> {
         let engine = &*self.engine;
-        let head = engine.head(fingerprint(self.data, &engine.config));
+        let fingerprint = fingerprint(self.data, &engine.config);
+        let head = Head { evaluation_asked: self.asked.wants_evaluation(), ..engine.head(fingerprint) };
         self.saver.save(engine, head, self.metrics.as_ref().map(|recorder| &recorder.metrics), is_last, observer)
     }
 }

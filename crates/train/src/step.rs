@@ -11,12 +11,13 @@
 use crate::breakdown::Clock;
 use crate::error::{Result, TrainError};
 use crate::grad_norm::clip_factor;
-use crate::layer_drop::{Dropping, Kept};
+use crate::layer_drop::Kept;
 use crate::norms::{self, BlockNorms};
 use crate::plan::groups::ParamGroups;
+use crate::random_ltd::{RandomLtd, Routed, Routes};
 use crate::state::{TrainState, noise_std};
 use generate::to_batch;
-use models::{Model, Pass, PassOutput, Recorded, Residency};
+use models::{Model, Pass, PassOutput, Recompute, Recorded, Residency};
 use ops::{Batch, Cost, Env, HeadRequest, Single};
 use optim::{GradientEdit, Step};
 use parallel::{Order, Zero, grad_norm};
@@ -45,8 +46,10 @@ pub struct StepContext<'a> {
     pub seed: u64,
     /// `train_batch_size x sequence_length`.
     pub nominal_targets: u64,
-    /// Keep only what flows between blocks.
-    pub recompute: bool,
+    /// What of the forward pass runs again in backward.
+    pub recompute: Recompute,
+    /// Layers that run on some tokens only.
+    pub random_ltd: Option<&'a RandomLtd>,
     /// How often the last layer runs, under progressive layer drop.
     pub pld_theta: Option<f64>,
     /// What the loss is multiplied by while gradients are made; 1 unless the run is in fp16.
@@ -90,6 +93,8 @@ pub struct StepReport {
     pub cost: Cost,
     /// Of every block; empty unless the step was asked for them.
     pub norms: Vec<BlockNorms>,
+    /// Of what ran again in the backward passes.
+    pub recomputed: Cost,
 }
 
 /// What has been accumulated since the last update.
@@ -97,13 +102,12 @@ pub struct StepReport {
 pub struct Accumulated {
     rounds: Vec<Round>,
     cost: Cost,
+    recomputed: Cost,
 }
 
 /// This rank's micro-batch of one round.
-#[derive(Default)]
 struct Round {
-    /// None where it had no tokens.
-    logprobs: Option<Tensor>,
+    logprobs: Tensor,
     /// Losses that blocks declared.
     losses: Vec<Tensor>,
     num_targets: u64,
@@ -120,10 +124,15 @@ struct Numbers {
     num_targets: u64,
 }
 
+/// A row of one token without a target.
+fn uncounted() -> data::Sample {
+    data::Sample { input_ids: vec![0], targets: vec![data::IGNORE], positions: vec![0], document_starts: vec![0] }
+}
+
 /// A micro-batch between its forward and its backward.
 pub(crate) struct Forwarded {
     batch: Batch,
-    first_sample: u32,
+    routes: Routes,
     output: PassOutput,
     recorded: Recorded,
 }
@@ -145,43 +154,41 @@ impl StepContext<'_> {
         first_sample: u32,
         so_far: &Accumulated,
     ) -> Result<Option<Forwarded>> {
-        let batch = to_batch(self.queue, samples, first_sample)?;
+        let mut batch = to_batch(self.queue, samples, first_sample)?;
+        let stand_in = [uncounted()];
+        let mut samples = samples;
         if so_far.rounds.is_empty() {
             self.state.store.clear_gradients();
             self.zero.clear();
         }
         if batch.num_tokens == 0 {
-            return Ok(None);
+            if self.zero.comm().size() == 1 && self.zero.order() == Order::AsTheyCome {
+                return Ok(None);
+            }
+            // Other ranks count on this one, and every micro-batch is a term: this one's is zero.
+            samples = &stand_in;
+            batch = to_batch(self.queue, samples, first_sample)?;
         }
-        let env = self.env(&batch, Some(self.seed_of_backward()));
-        let (output, recorded) =
-            self.pass_over(first_sample, false, |pass| pass.forward_recorded(&env, self.recompute))?;
-        Ok(Some(Forwarded { batch, first_sample, output, recorded }))
+        let (env, routes) =
+            (self.env(&batch, Some(self.seed_of_backward())), self.routes(&batch, samples, first_sample)?);
+        let (output, recorded) = self.pass_over(&routes, false, |pass| pass.forward_recorded(&env, &self.recompute))?;
+        Ok(Some(Forwarded { batch, routes, output, recorded }))
     }
 
     /// Backward of what [`StepContext::forward`] ran: its gradients are added to those of the step. `is_last`: no micro-batch of
     /// the step follows.
     pub(crate) fn backward(&self, forwarded: Forwarded, is_last: bool, so_far: &mut Accumulated) -> Result<()> {
-        let Forwarded { batch, first_sample, output, recorded } = forwarded;
+        let Forwarded { batch, routes, output, recorded } = forwarded;
         // The factor nominal / counted of the update makes this the micro-batch's share of the step's targets.
         let loss_weight = batch.num_targets as f32 / self.nominal_targets as f32 * self.loss_scale as f32;
         let env = self.env(&batch, Some(self.seed_of_backward()));
-        self.pass_over(first_sample, is_last, |pass| pass.backward(&env, recorded, loss_weight))?;
+        so_far.recomputed += self.pass_over(&routes, is_last, |pass| pass.backward(&env, recorded, loss_weight))?;
         so_far.rounds.push(Round {
-            logprobs: Some(output.logprobs),
+            logprobs: output.logprobs,
             losses: output.losses.into_iter().map(|(_, loss)| loss).collect(),
             num_targets: batch.num_targets as u64,
         });
         so_far.cost += output.cost;
-        Ok(())
-    }
-
-    /// In place of both halves where a micro-batch has no token: what it adds is zero, and other ranks count on this one.
-    pub(crate) fn idle(&self, is_last: bool, so_far: &mut Accumulated) -> Result<()> {
-        if self.zero.comm().size() > 1 || self.zero.order() == Order::Tree {
-            self.zero.pass(self.queue, &self.state.store, is_last).run_idle(self.model)?;
-        }
-        so_far.rounds.push(Round::default());
         Ok(())
     }
 
@@ -190,29 +197,34 @@ impl StepContext<'_> {
         -self.loss_scale as f32 / self.nominal_targets as f32
     }
 
-    /// Half a pass over the micro-batch that begins at a sample, with the layers left out that progressive layer drop draws.
+    /// What each block of a micro-batch runs on.
+    fn routes(&self, batch: &Batch, samples: &[data::Sample], first_sample: u32) -> Result<Routes> {
+        let num_blocks = self.model.blocks.len();
+        let layers = self.pld_theta.map(|theta| Kept::draw(num_blocks, theta, self.seed, self.step, first_sample));
+        let at = (self.seed, self.step, first_sample);
+        let tokens = self.random_ltd.map(|ltd| ltd.draw(self.queue, batch, samples, num_blocks, at)).transpose()?;
+        Ok(Routes { layers, tokens: tokens.unwrap_or_default() })
+    }
+
+    /// Half a pass over a micro-batch, timed if the step is. `is_last`: the backward half of the step's last one.
     fn pass_over<T>(
         &self,
-        first_sample: u32,
+        routes: &Routes,
         is_last: bool,
         half: impl FnOnce(Pass<'_>) -> ops::Result<T>,
     ) -> ops::Result<T> {
-        let num_blocks = self.model.blocks.len();
-        let kept = self.pld_theta.map(|theta| Kept::draw(num_blocks, theta, self.seed, self.step, first_sample));
         let shared = self.zero.pass(self.queue, &self.state.store, is_last);
-        let residency = Dropping { inner: &shared, kept };
-        let timed = self.clock.map(|clock| clock.over(&residency));
-        half(Pass { model: self.model, residency: timed.as_ref().map_or(&residency as &dyn Residency, |timed| timed) })
+        let routed = Routed { inner: &shared, routes };
+        let timed = self.clock.map(|clock| clock.over(&routed));
+        half(Pass { model: self.model, residency: timed.as_ref().map_or(&routed as &dyn Residency, |timed| timed) })
     }
 
     /// The numbers of all micro-batches of all ranks, in the order of g.
     fn numbers(&self, rounds: &[Round]) -> Result<Vec<Numbers>> {
         let mut own = Vec::with_capacity(rounds.len());
         for Round { logprobs, losses, num_targets } in rounds {
-            let mut numbers = Numbers { logprobs: 0.0, losses: 0.0, num_targets: *num_targets };
-            if let Some(logprobs) = logprobs {
-                numbers.logprobs = self.queue.read::<f32>(logprobs)?.into_iter().map(f64::from).sum::<f64>();
-            }
+            let logprobs = self.queue.read::<f32>(logprobs)?.into_iter().map(f64::from).sum();
+            let mut numbers = Numbers { logprobs, losses: 0.0, num_targets: *num_targets };
             for loss in losses {
                 numbers.losses += *num_targets as f64 * f64::from(self.queue.read_f32(loss)?[0]);
             }
@@ -236,7 +248,7 @@ impl StepContext<'_> {
         ready: &mut dyn FnMut(f64),
     ) -> Result<StepReport> {
         let start = Instant::now();
-        let Accumulated { rounds, cost } = so_far;
+        let Accumulated { rounds, cost, recomputed } = so_far;
         let numbers = self.numbers(&rounds)?;
         let gradients = self.zero.finish(self.queue, &self.state.store)?;
         let mut sum = numbers.iter().fold(0.0, |sum, numbers| sum + numbers.logprobs);
@@ -277,7 +289,7 @@ impl StepContext<'_> {
         if let Some(clock) = self.clock {
             clock.updated(start);
         }
-        Ok(StepReport { loss, grad_norm: norm, num_targets, skipped, loss_scale, spiked, cost, norms })
+        Ok(StepReport { loss, grad_norm: norm, num_targets, skipped, loss_scale, spiked, cost, recomputed, norms })
     }
 
     pub(crate) fn env<'a>(&'a self, batch: &'a Batch, seed: Option<f32>) -> Env<'a> {

@@ -231,6 +231,38 @@ fn after_a_signal_a_callback_goes_on_from_its_state() {
     assert_eq!(told[..3], ["7 init_end seen 7", "7 train_begin", "7 epoch_begin 1"]);
 }
 
+#[test]
+fn an_evaluation_that_was_asked_for_when_a_signal_came_is_made_on_resume_and_the_run_is_the_undisturbed_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = |name: &str| {
+        let folder = folder.path().join(name);
+        std::fs::create_dir(&folder).unwrap();
+        // Every evaluation that is no better halves the rate.
+        let plateau =
+            json!({ "type": "reduce_lr_on_plateau", "params": { "factor": 0.5, "patience": 0, "threshold": 10.0 } });
+        config(&folder, &[("scheduler", plateau), ("run.eval_every", json!(5))])
+    };
+    let asks = |moment: &str, step: u64, control: &mut Control| {
+        if moment == "step_end" && step.is_multiple_of(3) {
+            control.evaluate();
+        }
+    };
+    let (whole, broken) = (place("whole"), place("broken"));
+    run(&whole, false, None, asks);
+    run(&broken, false, Some(6), asks);
+    let (told, _, _) = run(&broken, true, None, asks);
+    assert_eq!(told[3..7], ["6 prediction_step 0", "6 prediction_step 3", "6 log eval_loss", "6 evaluate of 127"]);
+    let lines = |name: &str| {
+        let lines = MetricsFile::read_all(&folder.path().join(name).join("run/metrics.jsonl")).unwrap();
+        let figures = ["step", "loss", "lr", "eval_loss"];
+        lines.into_iter().map(|line| figures.map(|key| line[key].clone())).collect::<Vec<_>>()
+    };
+    assert_eq!(lines("broken"), lines("whole"));
+    let rates: Vec<f64> = lines("whole").iter().filter_map(|line| line[2].as_f64()).collect();
+    // The first evaluation is the best; four more come before the last step.
+    assert_eq!(rates[11], rates[0] / 16.0);
+}
+
 /// Evaluates by itself at every step.
 struct Evaluates(Vec<f64>, Told);
 

@@ -503,7 +503,8 @@ fn what_only_hosts_with_disks_of_their_own_need_is_refused_by_name_and_writing_i
     let at = |keys: Value| config(json!({ "checkpoint": keys }));
     assert_eq!(
         at(json!({ "use_node_local_storage": true })).supported().expect_err("a refusal").to_string(),
-        "test: checkpoint.use_node_local_storage is true, which is not supported yet; it must be false"
+        "test: checkpoint.use_node_local_storage is true, which is not supported yet; it must be false \
+         (run.output must be a folder that every rank sees)"
     );
     let accepted =
         at(json!({ "tag_validation": "FAIL", "load_universal": true, "parallel_write": { "pipeline_stage": true } }));

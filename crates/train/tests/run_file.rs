@@ -43,7 +43,8 @@ fn an_empty_file_holds_the_defaults_of_deepspeeds_code_and_of_ours() {
     assert_eq!((config.train_batch_size, config.gradient_clipping, config.zero_optimization.stage), (None, 1.0, 0));
     assert_eq!((config.bf16.enabled, config.bf16.check_grad_overflow), (false, true));
     assert_eq!((config.run.seed, config.run.keep_checkpoints, config.run.threads), (42, 3, 0));
-    assert_eq!((config.run.device.as_str(), config.run.recompute, config.run.deterministic), ("auto", false, false));
+    assert_eq!((config.run.device.as_str(), config.run.deterministic), ("auto", false));
+    assert_eq!(config.recompute(), models::Recompute::Nothing);
     assert_eq!((config.length(), config.log_every()), (RunLength::Epochs(1.0), 10));
     assert_eq!(config.run.output.to_str(), Some("runs/tiny"));
     assert_eq!(config.schedule(0.1, 10), Schedule::Constant { lr: 0.1 });
@@ -317,11 +318,12 @@ fn every_honoured_key_of_the_table_reaches_the_typed_configuration() {
             !matches!(key.kind, Kind::Section(_)) && !key.path.contains(['[', '*']) && !key.path.ends_with(".type");
         if key.status != Status::Honoured
             || !is_leaf
-            || matches!(key.path, "run.device" | "data.train" | "data.validation" | "optimizer.groups")
+            || matches!(key.path, "run.device" | "data.train" | "data.validation" | "optimizer.groups" | "run.recompute" | "run.recompute.ops")
             // It has one value.
             || key.path == "curriculum_learning.curriculum_type"
             // Any other word than linear is log.
             || (key.path == "scheduler.params.warmup_type" && matches!(key.kind, Kind::Text))
+            || key.path.ends_with(".random_ltd_schedule.schedule_type")
             // It is written into optimizer.moments.
             || key.path.ends_with(".fp32_optimizer_states")
         {

@@ -184,12 +184,12 @@ fn a_profile_has_parameters_work_and_time_of_every_module() {
     assert_eq!(row(text, "(attention)")[..3], ["-", "270.3 k", "540.7 k"], "{text}");
     assert_eq!(row(text, "wte|wpe")[..2], ["9.2 k", "-"], "{text}");
     assert_eq!(row(text, "lm_head")[..3], ["-", "2.1 M", "4.2 M"], "{text}");
-    assert_eq!(row(text, "model")[0], "34.7 k", "{text}");
+    assert_eq!(row(text, "total")[0], "34.7 k", "{text}");
     let table: Vec<&str> = text.lines().skip_while(|line| !line.starts_with("module ")).collect();
     let names: Vec<&str> =
         table[1..19].iter().map(|line| line.split("  ").find(|part| !part.is_empty()).unwrap()).collect();
     let block = ["ln_1", "attn", "c_attn", "(attention)", "c_proj", "ln_2", "mlp", "c_fc", "(gelu)", "c_proj"];
-    assert_eq!(names[..5], ["model", "transformer", "wte|wpe", "(dropout)", "h"], "{text}");
+    assert_eq!(names[..5], ["total", "transformer", "wte|wpe", "(dropout)", "h"], "{text}");
     assert_eq!(names[5..16], ["0"].iter().chain(&block).copied().collect::<Vec<_>>(), "{text}");
     // All lines of the table end at one column.
     assert!(table.iter().all(|line| line.trim_end().chars().count() == table[0].chars().count()), "{text}");
@@ -206,9 +206,9 @@ fn a_profile_goes_as_deep_as_asked_and_to_the_file_asked_for() {
     let text = fs::read_to_string(&file).unwrap();
     let table: Vec<&str> = text.lines().skip_while(|line| !line.starts_with("module ")).skip(1).collect();
     let names: Vec<&str> = table.iter().map(|line| line.split_whitespace().next().unwrap()).collect();
-    assert_eq!(names, ["model", "transformer", "lm_head"]);
+    assert_eq!(names, ["total", "transformer", "lm_head"]);
     assert!(text.contains(", 4 x forward\n"), "{text}");
-    assert!(text.contains("\ndepth 1 ") && !text.contains("\ndepth 2"), "{text}");
+    assert!(text.contains("\ndepth 1 ") && !text.contains("\ndepth 0") && !text.contains("\ndepth 2"), "{text}");
 }
 
 #[test]

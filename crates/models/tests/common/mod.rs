@@ -61,7 +61,7 @@ impl Loaded {
         let count = batch.num_targets;
         let env = self.env(&batch, HeadRequest::TokenLogprobs { seed: Some(-1.0 / count as f32) });
         self.store.clear_gradients();
-        let pass = self.pass().forward_backward(&env, 0.0, recompute).expect("forward and backward");
+        let pass = self.pass().forward_backward(&env, 0.0, &recompute.into()).expect("forward and backward");
         let loss = -sum(&self.queue, &pass.logprobs) / count as f64;
         let gradients = self.store.gradients(&self.queue).expect("gradients").into_iter();
         let read = |(id, g): (_, Tensor)| (self.store.name(id).to_owned(), self.queue.read(&g).expect("a gradient"));

@@ -167,6 +167,15 @@ kernels! {
         /// f32 [V, D]; added to.
         dtable: tensor,
     }
+    /// `out[rows[i]] = x[i]`; other rows stay.
+    scatter_rows: ScatterRowsArgs {
+        /// [R, D]; none: zeros.
+        x: option,
+        /// u32 `[R]`, ascending.
+        rows: tensor,
+        /// [N, D].
+        out: tensor,
+    }
     /// `out = x + dropout(y + bias)`.
     residual: ResidualArgs {
         /// [N, D]: the residual stream.

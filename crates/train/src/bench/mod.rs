@@ -10,7 +10,7 @@ mod training;
 pub use generation::{GenerationMeasured, bench_generation};
 pub use training::{Measured, bench};
 
-use crate::config::RunConfig;
+use crate::config::{RecomputeConfig, RunConfig};
 use crate::error::{Result, TrainError};
 use crate::model_source::ModelOrigin;
 use crate::plan::RunPlan;
@@ -89,9 +89,10 @@ fn config(options: &BenchOptions<'_>) -> Result<RunConfig> {
         config.train_batch_size = Some(batch);
         (config.train_micro_batch_size_per_gpu, config.gradient_accumulation_steps) = (None, None);
     }
-    // Steps of one size that run every layer.
+    // Steps of one size that run every layer on every token.
     (config.run.batch_ramp, config.run.loss_spike) = (None, None);
     (config.curriculum_learning.enabled, config.progressive_layer_drop.enabled) = (false, false);
+    config.data_efficiency.enabled = false;
     config.bf16.enabled = options.bf16.unwrap_or(config.bf16.enabled);
     config.fp16.enabled &= options.bf16.is_none();
     config.run.threads = options.threads;
@@ -100,7 +101,9 @@ fn config(options: &BenchOptions<'_>) -> Result<RunConfig> {
         return Err(TrainError::Request(format!("--isa is {isa:?}; it must be one of {known}")));
     }
     config.run.isa = options.isa.map(str::to_owned).or(config.run.isa);
-    config.run.recompute |= options.recompute;
+    if options.recompute {
+        config.run.recompute = RecomputeConfig::All(true);
+    }
     Ok(config)
 }
 

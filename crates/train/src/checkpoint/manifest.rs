@@ -71,6 +71,9 @@ pub struct Head {
     /// Where optimizer and schedule began anew.
     #[serde(default, skip_serializing_if = "FreshFrom::is_start")]
     pub fresh_from: FreshFrom,
+    /// A callback has asked for an evaluation that was not made: a signal came.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub evaluation_asked: bool,
     /// What each callback goes on from, with its name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub callbacks: Vec<(String, Value)>,

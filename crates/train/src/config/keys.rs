@@ -271,11 +271,12 @@ impl Keys {
 }
 
 /// How near `key` is to an unknown `name` inside `section`: likeness of the last names in 0..=1, and something for
-/// standing in the same section and for being honoured.
+/// standing in the same section, for being honoured and for being ours.
 fn likeness(key: &Key, section: &str, name: &str) -> f64 {
     /// A slip of a few letters is found in its own section, the same name elsewhere before an unlike one here.
     const SAME_SECTION: f64 = 0.35;
     const HONOURED: f64 = 0.1;
+    const OURS: f64 = 0.05;
     /// `lr` for `learning_rate`.
     const INITIALS: f64 = 0.9;
     let (parent, last) = key.path.rsplit_once('.').unwrap_or(("", key.path));
@@ -283,7 +284,9 @@ fn likeness(key: &Key, section: &str, name: &str) -> f64 {
     let letters = strsim::normalized_damerau_levenshtein(&name.to_lowercase(), &last.to_lowercase());
     let alike = if initials == last { INITIALS } else { letters };
     let same_section = if parent == section { SAME_SECTION } else { 0.0 };
-    alike + same_section + if key.status == Status::Honoured { HONOURED } else { 0.0 }
+    let honoured = if key.status == Status::Honoured { HONOURED } else { 0.0 };
+    let ours = if key.path.starts_with("run.") { OURS } else { 0.0 };
+    alike + same_section + honoured + ours
 }
 
 /// `section.name`, or the name alone at the top.

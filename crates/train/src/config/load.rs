@@ -11,7 +11,7 @@ use super::check::{self, Fault, shown};
 use super::error::ConfigError;
 use super::keys::{Keys, Kind, TypeKeys, join, type_keys};
 use super::resolve::{self, Origin};
-use super::{Given, RunConfig, encoded, read, together};
+use super::{Given, RunConfig, encoded, random_ltd, read, recompute, together};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -74,7 +74,10 @@ pub(super) fn from_value(value: Value, name: &str, overrides: &Overrides<'_>) ->
     let Types { keys, later } = types(&mut root).map_err(blame)?;
     let keys = Keys::new(&keys);
     let mut unheeded = check::check(&keys, &mut root).map_err(blame)?;
-    together::check(&root, &resolve::fill(&keys, &root)).map_err(blame)?;
+    let filled = resolve::fill(&keys, &root);
+    together::check(&root, &filled).map_err(blame)?;
+    recompute::check(&root).map_err(blame)?;
+    random_ltd::check(&filled).map_err(blame)?;
 
     notices.extend(known_warmup(&mut root));
     derive(&mut root, name, &mut origins);

@@ -9,6 +9,7 @@
 //! | `load` | file and command line to [`RunConfig`] |
 //! | `rules`, `scheduler` | optimizer and schedule |
 //! | `precision` | f32, bf16 or fp16 |
+//! | `recompute`, `random_ltd` | what runs again in backward; token dropping |
 //! | `encoded` | a configuration as an argument, in base64 |
 //! | `resolve` | every key with its final value and its origin |
 //! | [`mod@reference`] | the page of all keys, `docs/config.md` |
@@ -27,7 +28,9 @@ mod instead;
 pub mod keys;
 mod load;
 pub(crate) mod precision;
+mod random_ltd;
 mod read;
+mod recompute;
 pub mod reference;
 mod resolve;
 mod rules;
@@ -37,6 +40,8 @@ mod together;
 
 pub use error::ConfigError;
 pub use load::Overrides;
+pub use random_ltd::{DataEfficiencyConfig, DataRoutingConfig, RandomLtdConfig, RandomLtdGrowth, RandomLtdSchedule};
+pub use recompute::{ActivationCheckpointingConfig, PipelineConfig, RecomputeChoice, RecomputeConfig};
 pub use resolve::{Fate, Origin, Setting};
 pub use rules::{AdamParams, GroupConfig, MuonParams, NoRule, OptimizerConfig, OptimizerRule, Rated, RatedRule};
 pub(crate) use scheduler::groups_per_item;
@@ -94,6 +99,12 @@ pub struct RunConfig {
     pub curriculum_learning: CurriculumConfig,
     /// Layers left out at random.
     pub progressive_layer_drop: LayerDropConfig,
+    /// Token dropping.
+    pub data_efficiency: DataEfficiencyConfig,
+    /// DeepSpeed's word for segments that run again.
+    pub activation_checkpointing: ActivationCheckpointingConfig,
+    /// Layers over ranks, of which one key holds on one rank too.
+    pub pipeline: PipelineConfig,
     /// What data-parallel ranks share.
     pub zero_optimization: ZeroConfig,
     /// Figures as TensorBoard event files.
@@ -167,8 +178,8 @@ pub struct RunSection {
     pub sample_tokens: usize,
     /// Steps between log lines; see [`RunConfig::log_every`].
     pub log_every: Option<u64>,
-    /// Keep each block's input alone and compute the rest again in backward.
-    pub recompute: bool,
+    /// See [`RunConfig::recompute`].
+    pub recompute: RecomputeConfig,
     /// Name of the highest instruction set used; none: the machine's.
     pub isa: Option<String>,
     /// Decay of the average of weights that is evaluated and exported; none: the weights themselves are.

@@ -116,6 +116,7 @@ impl Engine {
             evaluated: self.evaluated,
             set_lr: self.set_lr,
             fresh_from: self.fresh,
+            evaluation_asked: false,
             callbacks: self.callbacks.borrow().states(),
             client_state: Value::Null,
         }
@@ -171,7 +172,7 @@ impl Engine {
         if let (Some(guard), Some(state)) = (&mut self.guard, &head.loss_spike) {
             guard.restore(state.clone());
         }
-        self.callbacks.get_mut().restore(head.callbacks.clone());
+        self.callbacks.get_mut().restore(head.callbacks.clone(), head.evaluation_asked);
         if options.optimizer_states {
             if let (Some(scaler), Some(state)) = (&mut self.scaler, head.loss_scale) {
                 scaler.restore(state);

@@ -279,9 +279,8 @@ impl Engine {
         let mut pending = std::mem::take(&mut self.pending);
         let (pass, forwarded) = pending.open.take().expect("Engine::finish_pass: a forward went before");
         assert!(Arc::ptr_eq(&pass, &loss.pass), "Engine::finish_pass: another forward came between");
-        match forwarded {
-            Some(forwarded) => self.context().backward(forwarded, is_last, &mut pending.accumulated)?,
-            None => self.context().idle(is_last, &mut pending.accumulated)?,
+        if let Some(forwarded) = forwarded {
+            self.context().backward(forwarded, is_last, &mut pending.accumulated)?;
         }
         self.pending = pending;
         Ok(())

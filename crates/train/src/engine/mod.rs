@@ -152,6 +152,10 @@ impl Engine {
         own: Option<Arc<dyn Optimizer>>,
         comm: Option<Comm>,
     ) -> Result<Self> {
+        config.check_recompute(&model)?;
+        if let Some(ltd) = &plan.random_ltd {
+            ltd.check(&config, &model)?;
+        }
         let mut groups = ParamGroups::resolve(&config, &model, own)?;
         groups.settle(&config, &plan);
         let zero = share(&config, &model, &groups, comm);
@@ -310,6 +314,11 @@ impl Engine {
         self.plan.curriculum.as_ref().map(|curriculum| curriculum.length(self.counters.step + 1))
     }
 
+    /// Tokens of a row that layers which drop some keep in the next step.
+    pub fn random_ltd_tokens(&self) -> Option<u64> {
+        self.plan.random_ltd.as_ref().map(|ltd| ltd.kept(self.counters.step + 1))
+    }
+
     /// What the loss of the next step is multiplied by; none unless the run is in fp16.
     pub fn loss_scale(&self) -> Option<f64> {
         self.scaler.as_ref().map(LossScaler::scale)
@@ -348,7 +357,8 @@ impl Engine {
             applied_step: self.counters.applied_steps - self.fresh.optimizer + 1,
             seed: self.config.run.seed,
             nominal_targets: self.plan.nominal_targets(),
-            recompute: self.config.run.recompute,
+            recompute: self.config.recompute(),
+            random_ltd: self.plan.random_ltd.as_ref(),
             pld_theta: self.config.progressive_layer_drop.theta(self.counters.step),
             loss_scale: self.loss_scale().unwrap_or(1.0),
             lr: self.lr(),

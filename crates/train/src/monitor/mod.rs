@@ -1,6 +1,6 @@
 //! The figures of a run for those who look at curves: TensorBoard event files and CSV, beside `metrics.jsonl`.
 //!
-//! Every line of `metrics.jsonl` passes through a [`Recorder`], which hands its numbers to the monitors that are on. They are
+//! Every line of `metrics.jsonl` passes through a `Recorder`, which hands its numbers to the monitors that are on. They are
 //! in their files when the step is over: nothing is kept back.
 //!
 //! # Tags

@@ -9,6 +9,7 @@ pub mod report;
 
 use crate::config::{ConfigError, OptimizerRule, RunConfig, RunLength};
 use crate::curriculum::Curriculum;
+use crate::random_ltd::RandomLtd;
 use crate::system::num_cores;
 use batch::{BATCH_KEYS, Batch};
 use mesh::Mesh;
@@ -34,6 +35,8 @@ pub struct RunPlan {
     pub schedule: Schedule,
     /// The longest row of every step; none: rows are whole.
     pub curriculum: Option<Curriculum>,
+    /// Layers that drop tokens, and how many they keep at every step; none: layers run on all.
+    pub random_ltd: Option<RandomLtd>,
     /// Threads of this rank.
     pub threads: usize,
     /// The highest instruction set kernels use.
@@ -143,6 +146,7 @@ impl RunPlan {
             dtype: config.dtype(),
             schedule,
             curriculum: Curriculum::of(&config.curriculum_learning),
+            random_ltd: RandomLtd::of(config),
             threads: threads_of_rank(config),
             isa,
         })

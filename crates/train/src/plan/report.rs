@@ -223,15 +223,20 @@ fn dry_step(mut engine: Engine) -> Result<DryStep> {
         positions: (0..length as u32).collect(),
         document_starts: vec![0],
     };
-    // The memory is that of the end of a curriculum, when rows are whole.
+    // The memory is that of the end of a curriculum, when rows are whole, and of token dropping.
     engine.plan.curriculum = None;
+    engine.plan.random_ltd = engine.plan.random_ltd.take().map(|ltd| ltd.at_its_end(engine.plan.steps));
     let (ranks, is_deterministic) = (engine.zero.comm().size(), engine.config.run.deterministic);
     let mut step = |rounds: u64| -> Result<(Traffic, u64)> {
         let before = engine.zero.comm().traffic();
         let samples = vec![sample.clone(); rounds as usize * batch.micro_batch_size as usize * ranks];
         let report = engine.train_batch(&samples)?;
         let moved = Communication::between(&before, &engine.zero.comm().traffic());
-        Ok((moved.into_iter().map(|(kind, moved)| (kind, moved.elements)).collect(), report.cost.flops))
+        // Backward of a product is two products.
+        Ok((
+            moved.into_iter().map(|(kind, moved)| (kind, moved.elements)).collect(),
+            3 * report.cost.flops + report.recomputed.flops,
+        ))
     };
     let (first, flops) = step(1)?;
     // The second micro-batch may take memory that the first does not, and in a deterministic run every one may.
@@ -249,11 +254,9 @@ fn dry_step(mut engine: Engine) -> Result<DryStep> {
     let snapshot_bytes = || (engine.state.checkpoint_elements(&engine.model) * size_of::<f32>()) as u64;
     let is_async = ranks == 1 && engine.config.checkpoint_async();
     let snapshot = is_async.then(|| (SNAPSHOT, snapshot_bytes()));
-    // Backward of a product is two products; recompute runs forward once more.
-    let passes = if engine.config.run.recompute { 4 } else { 3 };
     Ok(DryStep {
         memory_per_rank: memory.into_iter().chain(snapshot).collect(),
-        flops_per_token: passes * flops / (length as u64 * batch.micro_batch_size),
+        flops_per_token: flops / (length as u64 * batch.micro_batch_size),
         communication_per_step,
     })
 }

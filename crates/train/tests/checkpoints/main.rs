@@ -33,6 +33,7 @@ fn head(step: u64) -> Head {
         evaluated: Some(step),
         set_lr: Some(0.1 + 0.2),
         fresh_from: FreshFrom { optimizer: step / 2, schedule: step / 3 },
+        evaluation_asked: step.is_multiple_of(20),
         callbacks: vec![("stops".to_owned(), json!({ "best": 1.0 / 3.0 }))],
         client_state: json!({ "text": "a\n  \"crc32c\": 7", "list": [1e-300, u64::MAX, null] }),
     }

@@ -4,7 +4,7 @@ use super::{
     ABOVE_ZERO, ANY_NUMBER, COUNT, Key, NOT_NEGATIVE, NOT_YET, OPEN, POSITIVE, SECTION, SECTIONS, SHARE, TEXTS, keys,
 };
 use crate::config::keys::Kind::{Any, Bool, Int, List, Names, Text};
-use crate::config::keys::Status::{self, Honoured};
+use crate::config::keys::Status::{self, Honoured, NoEffect};
 
 /// Reports to a service of somebody else's.
 const NO_SERVICE: Status = Status::Refused {
@@ -174,26 +174,28 @@ pub(super) static KEYS: &[Key] = keys! {
     "curriculum_learning.schedule_config.root_degree", POSITIVE, "null", Honoured, "of fixed_root: 2 is the square root";
     "curriculum_learning.schedule_config.total_curriculum_step", POSITIVE, "null", Honoured, "of fixed_linear and fixed_root: steps to the last length";
     "curriculum_learning.schedule_type", Names(&["fixed_linear", "fixed_root", "fixed_discrete", "custom"]), "null", Honoured, "how the length grows; custom is refused";
-    "data_efficiency", SECTION, "{}", Honoured, "curricula and token dropping";
+    "data_efficiency", SECTION, "{}", Honoured, "token dropping; curricula over samples";
     "data_efficiency.data_routing", SECTION, "{}", Honoured, "token dropping";
-    "data_efficiency.data_routing.enabled", Bool, "false", NOT_YET, "on";
-    "data_efficiency.data_routing.random_ltd", SECTION, "{}", Honoured, "random layer-wise token dropping";
-    "data_efficiency.data_routing.random_ltd.enabled", Bool, "false", NOT_YET, "on";
-    "data_efficiency.data_routing.random_ltd.hidden_state_order", Text, "null", NOT_YET, "order of the axes";
-    "data_efficiency.data_routing.random_ltd.layer_token_lr_schedule", OPEN, "{}", NOT_YET, "rate by tokens kept";
+    "data_efficiency.data_routing.enabled", Bool, "false", Honoured, "on";
+    "data_efficiency.data_routing.random_ltd", SECTION, "{}", Honoured, "random layer-wise token dropping: some layers run on a random part of each row's tokens";
+    "data_efficiency.data_routing.random_ltd.enabled", Bool, "false", Honoured, "on, where data_routing and data_efficiency are on too";
+    "data_efficiency.data_routing.random_ltd.global_batch_size", COUNT, "null", NoEffect, "DeepSpeed overwrites it with train_batch_size";
+    "data_efficiency.data_routing.random_ltd.hidden_state_order", Names(&["batch_seq_dim", "seq_batch_dim"]), "null", NoEffect, "order of the axes; rows are packed here";
+    "data_efficiency.data_routing.random_ltd.layer_token_lr_schedule", OPEN, "{}", Honoured, "rate by tokens kept";
     "data_efficiency.data_routing.random_ltd.layer_token_lr_schedule.enabled", Bool, "false", NOT_YET, "DeepSpeed refuses it as well";
-    "data_efficiency.data_routing.random_ltd.model_mask_name", Text, "null", NOT_YET, "name of the mask";
-    "data_efficiency.data_routing.random_ltd.model_type", Names(&["encoder", "decoder"]), "null", NOT_YET, "kind of model";
-    "data_efficiency.data_routing.random_ltd.random_ltd_layer_id", List(&COUNT), "[]", NOT_YET, "layers that drop";
-    "data_efficiency.data_routing.random_ltd.random_ltd_layer_num", COUNT, "null", NOT_YET, "how many";
-    "data_efficiency.data_routing.random_ltd.random_ltd_schedule", SECTION, "{}", NOT_YET, "tokens kept";
-    "data_efficiency.data_routing.random_ltd.random_ltd_schedule.max_value", POSITIVE, "null", NOT_YET, "in the end";
-    "data_efficiency.data_routing.random_ltd.random_ltd_schedule.min_value", POSITIVE, "null", NOT_YET, "at first";
-    "data_efficiency.data_routing.random_ltd.random_ltd_schedule.schedule_config", SECTION, "{}", NOT_YET, "settings";
-    "data_efficiency.data_routing.random_ltd.random_ltd_schedule.schedule_config.require_steps", POSITIVE, "null", NOT_YET, "steps";
-    "data_efficiency.data_routing.random_ltd.random_ltd_schedule.schedule_config.seq_per_step", POSITIVE, "null", NOT_YET, "growth";
-    "data_efficiency.data_routing.random_ltd.random_ltd_schedule.schedule_type", Names(&["fixed_linear"]), "\"fixed_linear\"", NOT_YET, "curve";
-    "data_efficiency.data_routing.random_ltd.total_layer_num", POSITIVE, "null", NOT_YET, "layers of the model";
+    "data_efficiency.data_routing.random_ltd.micro_batch_size", COUNT, "null", NoEffect, "DeepSpeed overwrites it with train_micro_batch_size_per_gpu";
+    "data_efficiency.data_routing.random_ltd.model_mask_name", Text, "null", NoEffect, "name of the mask; attention knows the kept tokens' own";
+    "data_efficiency.data_routing.random_ltd.model_type", Names(&["encoder", "decoder"]), "null", Honoured, "kind of model; decoder";
+    "data_efficiency.data_routing.random_ltd.random_ltd_layer_id", List(&COUNT), "[]", Honoured, "layers that drop tokens, counted from 0";
+    "data_efficiency.data_routing.random_ltd.random_ltd_layer_num", COUNT, "null", Honoured, "how many these are";
+    "data_efficiency.data_routing.random_ltd.random_ltd_schedule", SECTION, "{}", Honoured, "tokens of a row that are kept";
+    "data_efficiency.data_routing.random_ltd.random_ltd_schedule.max_value", POSITIVE, "null", Honoured, "in the end; the row's length: all";
+    "data_efficiency.data_routing.random_ltd.random_ltd_schedule.min_value", POSITIVE, "null", Honoured, "at first";
+    "data_efficiency.data_routing.random_ltd.random_ltd_schedule.schedule_config", SECTION, "{}", Honoured, "how the number grows";
+    "data_efficiency.data_routing.random_ltd.random_ltd_schedule.schedule_config.require_steps", POSITIVE, "null", Honoured, "steps from min_value to max_value";
+    "data_efficiency.data_routing.random_ltd.random_ltd_schedule.schedule_config.seq_per_step", POSITIVE, "null", Honoured, "on the way the number is rounded down to a multiple of this";
+    "data_efficiency.data_routing.random_ltd.random_ltd_schedule.schedule_type", Names(&["fixed_linear"]), "\"fixed_linear\"", Honoured, "along a line";
+    "data_efficiency.data_routing.random_ltd.total_layer_num", POSITIVE, "null", Honoured, "layers of the model";
     "data_efficiency.data_sampling", SECTION, "{}", Honoured, "curricula over samples";
     "data_efficiency.data_sampling.curriculum_learning", SECTION, "{}", Honoured, "order by difficulty";
     "data_efficiency.data_sampling.curriculum_learning.curriculum_metrics", SECTIONS, "{}", NOT_YET, "metrics by name";
@@ -225,8 +227,8 @@ pub(super) static KEYS: &[Key] = keys! {
     "data_efficiency.data_sampling.num_epochs", POSITIVE, "1000", NOT_YET, "epochs prepared";
     "data_efficiency.data_sampling.num_workers", COUNT, "0", NOT_YET, "loader processes";
     "data_efficiency.data_sampling.pin_memory", Bool, "false", NOT_YET, "pinned memory";
-    "data_efficiency.enabled", Bool, "false", NOT_YET, "on";
-    "data_efficiency.seed", COUNT, "1234", NOT_YET, "seed";
+    "data_efficiency.enabled", Bool, "false", Honoured, "on";
+    "data_efficiency.seed", COUNT, "1234", Honoured, "goes with run.seed into the draw of the tokens that random_ltd keeps";
     "datastates_ckpt", SECTION, "null", NOT_YET, "DataStates checkpoints";
     "datastates_ckpt.host_cache_size", ABOVE_ZERO, "null", NOT_YET, "GB of the host's memory for copies";
     "flops_profiler", SECTION, "{}", Honoured, "FLOPs and time by module";

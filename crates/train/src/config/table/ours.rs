@@ -7,6 +7,8 @@ use std::ops::Bound::{Excluded, Included, Unbounded};
 
 /// What a list of sources holds.
 const SOURCES: Kind = List(&OneOf(&[Text, SECTION]));
+const RECOMPUTE: Kind = OneOf(&[Bool, SECTION]);
+const RECOMPUTED_OPS: Kind = Names(&["norm", "gelu", "silu_mul", "attention", "linear"]);
 
 pub(super) static KEYS: &[Key] = keys! {
     "data", SECTION, "null", Honoured, "what is trained on";
@@ -55,7 +57,10 @@ pub(super) static KEYS: &[Key] = keys! {
     "run.loss_spike.window", Int { min: 1, max: 10_000 }, "20", Honoured, "steps of the mean; there is no spike before them, and as many in a row stop the run";
     "run.norms_every", COUNT, "0", Honoured, "steps between norms of gradient and weights of every block in metrics.jsonl and the monitors; 0: never";
     "run.output", Text, "null", Honoured, "folder of the run; null: runs/<the file's name>";
-    "run.recompute", Bool, "false", Honoured, "keeps each block's input alone and computes the rest again in backward";
+    "run.recompute", RECOMPUTE, "false", Honoured, "true: keeps each layer's input alone and runs the layer again in backward; or a section with one of every, segment and ops";
+    "run.recompute.every", POSITIVE, "null", Honoured, "one layer in so many is run again from its input, of the others everything is kept";
+    "run.recompute.ops", List(&RECOMPUTED_OPS), "null", Honoured, "outputs of these ops, where the model has them, are not kept but computed again from their inputs; norm, gelu and silu_mul cost next to nothing, attention and linear their work";
+    "run.recompute.segment", POSITIVE, "null", Honoured, "keeps the input of every so many layers and runs that many again at a time; 1: as true";
     "run.sample_every", COUNT, "0", Honoured, "steps between printed samples; 0: one at the end";
     "run.sample_prompt", Text, "null", Honoured, "text that samples go on from; null: no samples";
     "run.sample_tokens", POSITIVE, "128", Honoured, "tokens of a sample";

@@ -68,7 +68,7 @@ pub(super) static KEYS: &[Key] = keys! {
     "gradient_allreduce_op", Names(&["mean", "sum"]), "\"mean\"", NoEffect, "how ranks join gradients; the same on one rank";
     "gradient_predivide_factor", ABOVE_ZERO, "1.0", NoEffect, "divides before the sum over ranks, multiplies after it";
     "pipeline", SECTION, "{}", Honoured, "layers over ranks";
-    "pipeline.activation_checkpoint_interval", COUNT, "0", NOT_YET, "layers between saved inputs";
+    "pipeline.activation_checkpoint_interval", COUNT, "0", Honoured, "layers between saved inputs, as run.recompute.segment; 0: nothing is run again";
     "pipeline.grad_partitioned", Bool, "true", NoEffect, "gradients sent in parts among tensor ranks";
     "pipeline.partition", Text, "\"best\"", NOT_YET, "how layers are cut";
     "pipeline.pipe_partitioned", Bool, "true", NoEffect, "activations sent in parts among tensor ranks";

@@ -5,13 +5,13 @@ use crate::config::keys::Kind::{Bool, Int, List, Names, OneOf, Quoted, Text};
 use crate::config::keys::Status::{Honoured, NoEffect, NotYet};
 
 pub(super) static KEYS: &[Key] = keys! {
-    "activation_checkpointing", SECTION, "{}", Honoured, "DeepSpeed's own checkpointing call; ours is run.recompute";
-    "activation_checkpointing.contiguous_memory_optimization", Bool, "false", NoEffect, "copies saved inputs into one buffer";
-    "activation_checkpointing.cpu_checkpointing", Bool, "false", NoEffect, "moves saved inputs to the CPU's memory";
-    "activation_checkpointing.number_checkpoints", COUNT, "null", NoEffect, "how many saved inputs the buffer is cut for";
-    "activation_checkpointing.partition_activations", Bool, "false", NoEffect, "shares saved inputs among tensor ranks";
-    "activation_checkpointing.profile", Bool, "false", NoEffect, "times each checkpointed call";
-    "activation_checkpointing.synchronize_checkpoint_boundary", Bool, "false", NoEffect, "waits for the device at each call";
+    "activation_checkpointing", SECTION, "{}", Honoured, "recompute in DeepSpeed's words; ours are run.recompute";
+    "activation_checkpointing.contiguous_memory_optimization", Bool, "false", NoEffect, "copies saved inputs into one buffer; each has memory of its own that is used again";
+    "activation_checkpointing.cpu_checkpointing", Bool, "false", NoEffect, "moves saved inputs to the CPU's memory, where a run on the CPU has them";
+    "activation_checkpointing.number_checkpoints", COUNT, "null", Honoured, "segments that the layers are cut into: the input of each is kept, the rest is run again in backward; 0: as null";
+    "activation_checkpointing.partition_activations", Bool, "false", NoEffect, "shares saved inputs among tensor ranks; one rank has nobody to share with";
+    "activation_checkpointing.profile", Bool, "false", NoEffect, "times each checkpointed call; bessemer bench --profile times every kernel";
+    "activation_checkpointing.synchronize_checkpoint_boundary", Bool, "false", NoEffect, "waits for the device at each call; the CPU has nothing to wait for";
     "amp", OPEN, "{}", Honoured, "apex mixed precision; other keys go to apex";
     "amp.enabled", Bool, "false", NOT_YET, "apex mixed precision";
     "bf16", SECTION, "{}", Honoured, "bf16 mixed precision: f32 masters and moments, no loss scaling";
