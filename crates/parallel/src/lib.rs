@@ -5,7 +5,7 @@
 //! | [`partition`] | which elements of each weight a rank owns |
 //! | [`zero`] | gradients summed over ranks, and weights that are gathered while a block runs |
 //! | [`sums`] | gradients summed over micro-batches |
-//! | [`grad_norm`] | the norm of a gradient that is spread over ranks |
+//! | [`mod@grad_norm`] | the norm of a gradient that is spread over ranks |
 //!
 //! # Words
 //! A *share* is the range of a weight's elements that one rank owns: its masters and optimizer state are there alone. A block

@@ -10,7 +10,7 @@
 //! 3. `inputs_free` waits until those who read this rank's tensors have said so.
 //!
 //! # Invariants
-//! - All waits are in [`exchange`], look at one lock and end at a deadline. A thread spins only where `Limits::spin` allows.
+//! - All waits are in `exchange`, look at one lock and end at a deadline. A thread spins only where `Limits::spin` allows.
 //! - The first fault stands; whoever waits then or later is told of that one.
 //! - No lock is held while elements are read or summed.
 
