@@ -105,7 +105,7 @@ pub(crate) fn train(text: &Path, output: &Path, steps: u64) -> std::result::Resu
     let model = model(data.vocab_size().expect("a character tokenizer"));
     let mut engine = initialize(model, config)?;
     engine.train(&data)?;
-    let validation = data.validation.as_ref().expect("the split of the configuration");
+    let validation = &data.validation.first().expect("the split of the configuration").dataset;
     Ok((engine.counters().step, engine.evaluate(validation, &mut Silent)?.loss))
 }
 

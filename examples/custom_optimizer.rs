@@ -70,7 +70,7 @@ pub(crate) fn train(text: &Path, output: &Path, steps: u64) -> Result<(u64, f64)
     let weights = WeightSource::Random { seed: config.run.seed };
     let mut engine = Engine::with_optimizer(model, config, &weights, Arc::new(Signum { momentum: 0.9 }))?;
     engine.train(&data)?;
-    let validation = data.validation.as_ref().expect("the split of the configuration");
+    let validation = &data.validation.first().expect("the split of the configuration").dataset;
     Ok((engine.counters().step, engine.evaluate(validation, &mut Silent)?.loss))
 }
 

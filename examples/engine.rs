@@ -26,8 +26,7 @@ pub(crate) fn train(text: &Path, output: &Path, steps: u64) -> Result<(u64, f64)
     let data = TrainingData::open(&config, None, Some(64), Some(256), &mut Silent)?;
     let (source, ..) = config.for_training()?;
     let model = ModelOrigin::open(&config, source)?.build(data.tokenizer.as_ref(), 64)?;
-    let validation = data.validation.as_ref().expect("the split of the configuration");
-    let validation: Vec<Sample> = (0..32).map(|row| validation.get(row)).collect();
+    let validation: Vec<Sample> = (0..32).map(|row| data.validation[0].dataset.get(row)).collect();
     let checkpoints = output.join("checkpoints");
 
     let mut engine = initialize(model, config)?;

@@ -33,6 +33,7 @@ enum Phase {
     Tokenizing,
     Training,
     Evaluating,
+    Tuning,
 }
 
 impl Ui {
@@ -68,12 +69,18 @@ impl Ui {
 
     /// A signal ended the run, and a checkpoint holds everything.
     pub(crate) fn interrupted(&mut self, signal: usize) {
+        self.stopped(signal, "--resume goes on from here");
+    }
+
+    /// A signal ended a trial, which leaves nothing.
+    pub(crate) fn trial_interrupted(&mut self, signal: usize) {
+        self.stopped(signal, "nothing was written");
+    }
+
+    fn stopped(&mut self, signal: usize, what_is_left: &str) {
         self.bar.finish_and_clear();
         let name = if signal == SIGINT as usize { "SIGINT" } else { "SIGTERM" };
-        self.line(
-            &format!("stopped by {name}; --resume goes on from here"),
-            || json!({"event": "interrupted", "signal": signal}),
-        );
+        self.line(&format!("stopped by {name}; {what_is_left}"), || json!({"event": "interrupted", "signal": signal}));
     }
 
     fn new_bar(&mut self, phase: Phase, total: u64, template: &str) {
@@ -176,6 +183,20 @@ impl Ui {
         self.bar.set_position(done);
     }
 
+    /// A bar; where there is none, a line every so many steps.
+    fn tuning(&mut self, done: u64, total: u64, note: &str) {
+        if self.phase != Phase::Tuning {
+            self.new_bar(Phase::Tuning, total, "{pos}/{len} [{bar:16}] {msg}");
+        }
+        if !self.bar.is_hidden() {
+            self.bar.set_message(format!("{note}  {}", self.time_left(done, total)));
+            self.bar.set_position(done);
+        } else if done.is_multiple_of(self.log_every) || done == total {
+            let json = || json!({"event": "tuning", "done": done, "total": total, "note": note});
+            self.line(&format!("{done}/{total}  {note}"), json);
+        }
+    }
+
     fn sample(&self, step: u64, text: &str, last: bool) {
         if last {
             self.bar.finish_and_clear();
@@ -201,12 +222,24 @@ impl Observer for Ui {
             Event::Started { plan, num_parameters, done_steps } => self.started(plan, num_parameters, done_steps),
             Event::Step(metrics) => self.step(metrics),
             Event::Evaluating { done, total } => self.evaluating(done, total),
-            Event::Evaluated { step, loss, perplexity } => {
+            Event::Evaluated { step, set, loss, perplexity, bits_per_byte } => {
+                let of = set.map_or(String::new(), |set| format!("{set}: "));
+                let bits = bits_per_byte.map_or(String::new(), |bits| format!("  bits per byte {bits:.4}"));
                 self.line(
-                    &format!("step {step}  validation loss {loss:.4}  perplexity {perplexity:.2}"),
-                    || json!({"event": "evaluated", "step": step, "eval_loss": loss, "eval_perplexity": perplexity}),
+                    &format!("step {step}  {of}validation loss {loss:.4}  perplexity {perplexity:.2}{bits}"),
+                    || {
+                        let mut line = json!({"event": "evaluated", "step": step, "eval_loss": loss,
+                                              "eval_perplexity": perplexity});
+                        for (key, value) in [("eval_set", json!(set)), ("eval_bits_per_byte", json!(bits_per_byte))] {
+                            if !value.is_null() {
+                                line[key] = value;
+                            }
+                        }
+                        line
+                    },
                 );
             }
+            Event::Tuning { done, total, note } => self.tuning(done, total, note),
             Event::Sample { step, text, last } => self.sample(step, text, last),
             Event::Saved { path } => self.line(
                 &format!("saved {}", path.display()),

@@ -7,13 +7,15 @@ use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
+use crate::dataset::validation_key;
+
 /// The `data` section.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
     /// What is trained on: a path, a glob, or a list of sources.
     pub train: Sources,
-    /// What is validated on: the same, or `{ "split": 0.1 }`. Absent: no validation.
+    /// What is validated on: the same, `{ "split": 0.1 }`, or several sets by name. Absent: no validation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation: Option<Validation>,
     /// Path of a `tokenizer.json` or of a folder that holds one, `"char"`, or `"byte"`. Absent: the model folder's own.
@@ -101,6 +103,31 @@ pub enum Validation {
     },
     /// Data of its own.
     Sources(Sources),
+    /// Several sets, each evaluated by itself.
+    Named(NamedSources),
+}
+
+/// Validation sets by name, in the order of the file; at least one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NamedSources(pub Vec<(String, Sources)>);
+
+impl Serialize for NamedSources {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, sources)| (name, sources)))
+    }
+}
+
+impl Validation {
+    /// The sources beside the training data, each set under the key that messages call it.
+    pub fn sources(&self) -> Vec<(String, &Sources)> {
+        match self {
+            Self::Split { .. } => Vec::new(),
+            Self::Sources(sources) => vec![(validation_key(None), sources)],
+            Self::Named(NamedSources(sets)) => {
+                sets.iter().map(|(name, sources)| (validation_key(Some(name)), sources)).collect()
+            }
+        }
+    }
 }
 
 impl DataSource {
@@ -183,16 +210,8 @@ impl<'de> Visitor<'de> for SourcesVisitor {
     }
 }
 
-/// The object forms of `validation` in one: serde can then name an unknown key of either.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ValidationObject {
-    split: Option<f64>,
-    path: Option<String>,
-    format: Option<Format>,
-    weight: Option<f64>,
-    text_field: Option<String>,
-}
+/// Keys of a source: a section of several sets with one of them would be misread.
+const SOURCE_KEYS: [&str; 4] = ["path", "format", "weight", "text_field"];
 
 struct ValidationVisitor;
 
@@ -206,7 +225,7 @@ impl<'de> Visitor<'de> for ValidationVisitor {
     type Value = Validation;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a path, a glob, a list of sources, or {\"split\": share}")
+        f.write_str("a path, a glob, a list of sources, {\"split\": share}, or sources by name")
     }
 
     fn visit_str<E: de::Error>(self, path: &str) -> Result<Validation, E> {
@@ -217,20 +236,26 @@ impl<'de> Visitor<'de> for ValidationVisitor {
         SourcesVisitor.visit_seq(seq).map(Validation::Sources)
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Validation, A::Error> {
-        let object = ValidationObject::deserialize(MapAccessDeserializer::new(map))?;
-        match (object.split, object.path) {
-            (Some(split), None)
-                if object.format.is_none() && object.weight.is_none() && object.text_field.is_none() =>
-            {
-                Ok(Validation::Split { split })
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Validation, A::Error> {
+        let (mut split, mut sets) = (None, Vec::new());
+        let mut source = serde_json::Map::new();
+        while let Some(name) = map.next_key::<String>()? {
+            match name.as_str() {
+                "split" => split = map.next_value::<Option<f64>>()?,
+                key if SOURCE_KEYS.contains(&key) => _ = source.insert(name, map.next_value()?),
+                _ => sets.push((name, map.next_value::<Sources>()?)),
             }
-            (None, Some(path)) => {
-                let text_field = object.text_field.unwrap_or_else(text);
-                let source = DataSource { path, format: object.format, weight: object.weight, text_field };
+        }
+        match (split, source.is_empty(), sets.is_empty()) {
+            (Some(split), true, true) => Ok(Validation::Split { split }),
+            (None, false, true) => {
+                let source: DataSource = serde_json::from_value(source.into()).map_err(de::Error::custom)?;
                 Ok(Validation::Sources(Sources(vec![source])))
             }
-            _ => Err(de::Error::custom("must have either `split` alone, or `path` (with format, weight, text_field)")),
+            (None, true, false) => Ok(Validation::Named(NamedSources(sets))),
+            _ => Err(de::Error::custom(
+                "must have `split` alone, `path` (with format, weight, text_field), or names of sets",
+            )),
         }
     }
 }
@@ -272,11 +297,25 @@ mod tests {
         for (text, key) in [
             (r#"{"train": "a", "sequence_lenght": 3}"#, "sequence_lenght"),
             (r#"{"train": [{"path": "a", "wieght": 3}]}"#, "wieght"),
-            (r#"{"train": "a", "validation": {"splitt": 0.1}}"#, "splitt"),
+            (r#"{"train": "a", "validation": {"wiki": {"path": "w", "txt_field": "t"}}}"#, "txt_field"),
         ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(&format!("unknown field `{key}`")), "{error}");
         }
+    }
+
+    #[test]
+    fn validation_sets_keep_their_names_and_the_order_of_the_file() {
+        let text =
+            r#"{"train": "a", "validation": {"wiki": "w.txt", "code": {"path": "c.jsonl", "text_field": "code"}}}"#;
+        let config = parse(text).unwrap();
+        let validation = config.validation.clone().unwrap();
+        let keys: Vec<String> = validation.sources().into_iter().map(|(key, _)| key).collect();
+        assert_eq!(keys, ["data.validation.wiki", "data.validation.code"]);
+        assert_eq!(validation.sources()[1].1.0[0].text_field, "code");
+        assert_eq!(parse(&serde_json::to_string(&config).unwrap()).unwrap(), config);
+        let both = parse(r#"{"train": "a", "validation": {"split": 0.1, "wiki": "w.txt"}}"#).unwrap_err().to_string();
+        assert!(both.contains("`split` alone"), "{both}");
     }
 
     #[test]

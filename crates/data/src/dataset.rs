@@ -13,7 +13,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use crate::cache::{TokenStore, Writer};
-use crate::config::{DataConfig, DataSource, Format, Packing, Sources, Validation};
+use crate::config::{DataConfig, DataSource, Format, NamedSources, Packing, Sources, Validation};
 use crate::error::{DataError, Result};
 use crate::mix::Mix;
 use crate::packing::{Rows, Sample};
@@ -98,14 +98,11 @@ pub fn choose_tokenizer(
 
 fn char_tokenizer(config: &DataConfig, cache: &Path) -> Result<Tokenizer> {
     let mut all = CharSet::new();
-    let validation = match &config.validation {
-        Some(Validation::Sources(sources)) => sources.0.as_slice(),
-        _ => &[],
-    };
-    for (key, sources) in [("data.train", config.train.0.as_slice()), ("data.validation", validation)] {
-        for source in sources {
+    let validation = config.validation.iter().flat_map(Validation::sources);
+    for (key, sources) in std::iter::once(("data.train".to_owned(), &config.train)).chain(validation) {
+        for source in &sources.0 {
             let characters = Files::resolve(source).and_then(|files| files.characters(cache));
-            all.add(&characters.map_err(|error| error.under(key))?);
+            all.add(&characters.map_err(|error| error.under(&key))?);
         }
     }
     let characters = all.sorted();
@@ -120,7 +117,31 @@ fn char_tokenizer(config: &DataConfig, cache: &Path) -> Result<Tokenizer> {
     Ok(Tokenizer::char([characters.as_str()]))
 }
 
-/// Opens training and validation data.
+/// A validation set.
+#[derive(Clone, Debug)]
+pub struct ValidationSet {
+    /// Its name, if the run file has several by name.
+    pub name: Option<String>,
+    /// Its samples, all of which count.
+    pub dataset: Dataset,
+}
+
+impl ValidationSet {
+    /// Where it stands in the run file: `data.validation.wiki`.
+    pub fn key(&self) -> String {
+        validation_key(self.name.as_deref())
+    }
+}
+
+/// Where the validation set of this name stands in the run file.
+pub(crate) fn validation_key(name: Option<&str>) -> String {
+    name.map_or(VALIDATION.to_owned(), |name| format!("{VALIDATION}.{name}"))
+}
+
+/// Where validation data stand in a run file.
+const VALIDATION: &str = "data.validation";
+
+/// Opens training and validation data; the sets in the order of the file, none without `data.validation`.
 ///
 /// # Errors
 /// Whatever is wrong with a file, a row or a value, or too little text for one sample of `sequence_length`.
@@ -128,7 +149,7 @@ pub fn open(
     config: &DataConfig,
     tokenizer: Option<&Tokenizer>,
     options: &OpenOptions<'_>,
-) -> Result<(Dataset, Option<Dataset>)> {
+) -> Result<(Dataset, Vec<ValidationSet>)> {
     let split = match config.validation {
         Some(Validation::Split { split }) => Some(split),
         _ => None,
@@ -142,12 +163,21 @@ pub fn open(
     let opener = Opener { tokenizer, options, has_run_file: true };
     let train_part = split.map_or(Part::All, Part::First);
     let train = opener.dataset(&config.train, train_part, false, "data.train")?;
+    let of_sources = |name: Option<&String>, sources: &Sources| {
+        let key = validation_key(name.map(String::as_str));
+        let dataset = opener.dataset(sources, Part::All, true, &key)?;
+        Ok(ValidationSet { name: name.cloned(), dataset })
+    };
     let validation = match &config.validation {
-        None => None,
+        None => Vec::new(),
         Some(Validation::Split { split }) => {
-            Some(opener.dataset(&config.train, Part::Last(*split), true, "data.validation.split")?)
+            let dataset = opener.dataset(&config.train, Part::Last(*split), true, "data.validation.split")?;
+            vec![ValidationSet { name: None, dataset }]
         }
-        Some(Validation::Sources(sources)) => Some(opener.dataset(sources, Part::All, true, "data.validation")?),
+        Some(Validation::Sources(sources)) => vec![of_sources(None, sources)?],
+        Some(Validation::Named(NamedSources(sets))) => {
+            sets.iter().map(|(name, sources)| of_sources(Some(name), sources)).collect::<Result<_>>()?
+        }
     };
     Ok((train, validation))
 }

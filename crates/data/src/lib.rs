@@ -31,9 +31,10 @@ mod source;
 mod tokenize;
 mod tokenizer;
 
-pub use config::{DataConfig, DataSource, Format, Packing, Sources, Validation};
+pub use config::{DataConfig, DataSource, Format, NamedSources, Packing, Sources, Validation};
 pub use dataset::{
-    Dataset, Event, OpenOptions, choose_tokenizer, default_cache, holds_token_rows, open, open_evaluation,
+    Dataset, Event, OpenOptions, ValidationSet, choose_tokenizer, default_cache, holds_token_rows, open,
+    open_evaluation,
 };
 pub use error::{DataError, Result};
 pub use loader::Loader;

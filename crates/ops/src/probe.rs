@@ -3,7 +3,7 @@
 //! With a [`Probe`] in [`Env::probe`] each op goes onto the tape inside one that watches it; without, nothing is added. Times
 //! are those of calls: a device that defers work shows it under whatever waits for it.
 
-use crate::{Cost, Env, Kept, GradSlot, Op, ParamId, Params, Result};
+use crate::{Cost, Env, GradSlot, Kept, Op, ParamId, Params, Result};
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
 use tensor::{Shape, Tensor};

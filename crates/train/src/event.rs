@@ -51,10 +51,23 @@ pub enum Event<'a> {
     Evaluated {
         /// After this step.
         step: u64,
+        /// The name of the validation set, if there are several by name.
+        set: Option<&'a str>,
         /// Mean over counted targets.
         loss: f64,
         /// `exp(loss)`.
         perplexity: f64,
+        /// Where the bytes of the text are known.
+        bits_per_byte: Option<f64>,
+    },
+    /// A trial has made so many steps of so many.
+    Tuning {
+        /// Steps done.
+        done: u64,
+        /// Steps in all, at most.
+        total: u64,
+        /// What the last one was, for people.
+        note: &'a str,
     },
     /// Text that the model makes now.
     Sample {

@@ -9,6 +9,9 @@
 //! | [`engine`] | a model in training: batches in, reports out |
 //! | [`callback`] | code of a user's own at every stage of training |
 //! | [`step`] | one optimizer step |
+//! | [`evaluation`] | the validation sets, and what follows their figures |
+//! | [`early_stop`] | a run without gain ends |
+//! | [`best`] | the best checkpoints, kept beside the newest |
 //! | [`curriculum`] | rows that grow with the steps |
 //! | [`layer_drop`] | layers left out at random |
 //! | [`random_ltd`] | layers that run on some tokens only |
@@ -23,17 +26,22 @@
 //! | [`Breakdown`] | where the time of a step goes |
 //! | [`flops_profiler`] | one step measured module by module |
 //! | [`pretrained`] | a trained model opened again, checkpoints included |
+//! | [`tune`] | short trials that find a rate and a batch size |
+//! | [`plot`] | curves as SVG and PNG |
 //! | [`bench`](mod@bench) | how fast this machine trains a model |
 #![forbid(unsafe_code)]
 
 pub mod bench;
+pub mod best;
 mod breakdown;
 pub mod callback;
 pub mod checkpoint;
 pub mod config;
 pub mod curriculum;
+pub mod early_stop;
 pub mod engine;
 mod error;
+pub mod evaluation;
 pub mod event;
 mod export;
 pub mod flops_profiler;
@@ -49,6 +57,7 @@ mod non_finite;
 pub mod norms;
 mod output;
 pub mod plan;
+pub mod plot;
 pub mod pretrained;
 pub mod random_ltd;
 pub mod ranks;
@@ -59,6 +68,7 @@ mod state;
 pub mod step;
 pub mod system;
 pub mod training_data;
+pub mod tune;
 
 pub use breakdown::Breakdown;
 pub use callback::{Callback, Control};

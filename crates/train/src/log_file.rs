@@ -67,13 +67,15 @@ impl Observer for Logged<'_> {
                 self.write(json!({"event": "started", "steps": plan.steps, "done_steps": done_steps}));
             }
             Event::Step(metrics) => self.step = metrics.step,
-            Event::Evaluated { loss, perplexity, .. } => {
-                self.write(json!({"event": "evaluated", "eval_loss": loss, "eval_perplexity": perplexity}));
+            Event::Evaluated { set, loss, perplexity, .. } => {
+                let line =
+                    json!({"event": "evaluated", "eval_set": set, "eval_loss": loss, "eval_perplexity": perplexity});
+                self.write(line);
             }
             Event::Sample { text, .. } => self.write(json!({"event": "sample", "text": text})),
             Event::Saved { path } => self.write(json!({"event": "saved", "path": path.display().to_string()})),
             Event::Exported { path } => self.write(json!({"event": "exported", "path": path.display().to_string()})),
-            Event::Tokenizing { .. } | Event::Evaluating { .. } => {}
+            Event::Tokenizing { .. } | Event::Evaluating { .. } | Event::Tuning { .. } => {}
         }
         self.inner.on(event);
     }

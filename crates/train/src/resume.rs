@@ -1,6 +1,7 @@
 //! Going on from the newest checkpoint: whether it is of this very run, and what has changed since.
 
 use crate::checkpoint::Checkpoint;
+use crate::checkpoint::folder::path_of;
 use crate::config::RunConfig;
 use crate::engine::{Engine, LoadOptions};
 use crate::error::{Result, TrainError};
@@ -19,6 +20,10 @@ pub(crate) fn load_newest(
     let Some(checkpoint) = newest(output, observer)? else { return Ok(None) };
     check_same_run(engine, data, &checkpoint, observer)?;
     engine.restore(&checkpoint, LoadOptions::default())?;
+    engine.followers.retain_best(|step| path_of(&output.checkpoints(), step).is_dir());
+    if engine.followers.is_stopped() {
+        observer.on(Event::Notice("this run has ended by run.early_stop; raise its patience to go on"));
+    }
     Ok(Some(engine.counters.step))
 }
 

@@ -8,6 +8,8 @@
 //! 3. Per step: batch, update, a line of metrics; then, where due, evaluation, checkpoint, sample, in this order, so that a
 //!    checkpoint stands behind every figure before it and nothing done for show can lose it.
 //!    A checkpoint on the way is copied there and written while the next steps run (`saving`).
+//!    An evaluation among the best is saved at once ([`crate::best`]); one too many without gain ends the run
+//!    ([`crate::early_stop`]).
 //!    Callbacks hear of each moment and may ask for an evaluation, a checkpoint or the end ([`crate::callback`]).
 //! 4. At the end, after a signal, or where a step could not be made from weights that are whole, a last checkpoint; at the
 //!    end also evaluation, `model/` and a sample. However a run ends, it waits for the checkpoint being written.
@@ -22,14 +24,16 @@ mod moments;
 mod opened;
 mod together;
 
-pub(crate) use opened::Opened;
+use opened::{Checked, Opened};
 
 use crate::breakdown::{Breakdown, memory_bytes};
 use crate::callback::{Callback, Control};
-use crate::checkpoint::Head;
+use crate::checkpoint::folder::path_of;
+use crate::checkpoint::{Checkpoint, Head};
 use crate::config::RunConfig;
-use crate::engine::Engine;
-use crate::error::{Result, TrainError};
+use crate::engine::{Engine, LoadOptions};
+use crate::error::Result;
+use crate::evaluation::{Scored, evaluate_sets};
 use crate::event::{Communication, Event, Observer, StepMetrics};
 use crate::flops_profiler;
 use crate::log_file::Logged;
@@ -46,8 +50,8 @@ use crate::resume::{fingerprint, load_newest};
 use crate::saving::Saver;
 use crate::system::{peak_resident_bytes, total_memory_bytes};
 use crate::training_data::TrainingData;
-use data::{Dataset, Tokenizer};
-use generate::{Evaluation, Forward, GenerateOptions, Sampling, TOKENS_PER_PASS};
+use data::Tokenizer;
+use generate::{Forward, GenerateOptions, Sampling};
 use models::Residency;
 use ops::Single;
 use serde_json::json;
@@ -74,7 +78,7 @@ pub enum Outcome {
 pub struct Stop(pub Arc<AtomicUsize>);
 
 impl Stop {
-    fn signal(&self) -> Option<usize> {
+    pub(crate) fn signal(&self) -> Option<usize> {
         Some(self.0.load(Ordering::Relaxed)).filter(|&signal| signal != 0)
     }
 }
@@ -97,8 +101,8 @@ impl Run {
     }
 
     /// The first half of [`Run::prepare`]: opens and checks everything, and takes no memory for the model.
-    pub(crate) fn open(mut config: RunConfig, resume: bool, observer: &mut dyn Observer) -> Result<Opened> {
-        let (source, ..) = config.for_training()?;
+    pub(crate) fn open(config: RunConfig, resume: bool, observer: &mut dyn Observer) -> Result<Opened> {
+        config.for_training()?;
         let output = Output::new(&config.run.output);
         if resume {
             output.check_folder()?
@@ -107,22 +111,7 @@ impl Run {
         }
         monitor::check(&config, resume)?;
         flops_profiler::check(&config)?;
-        let mut origin = ModelOrigin::open(&config, source)?;
-        let max_positions = Some(origin.config.max_positions());
-        let (own, vocab_size) = (origin.tokenizer.clone(), origin.config.vocab_size);
-        // Batch sizes, instruction set and memory are refused before the data are read.
-        let plan = RunPlan::resolve(&config, plan::sequence_length(&config, max_positions)?, 0)?;
-        if vocab_size.is_some() {
-            check_memory(&mut config, &mut origin, None, plan.clone(), observer)?;
-        }
-        let data = TrainingData::open(&config, own.as_ref(), max_positions, vocab_size, observer)?;
-        if vocab_size.is_none() {
-            check_memory(&mut config, &mut origin, data.tokenizer.as_ref(), plan, observer)?;
-        }
-        check_sample(&config, &data, origin.config.max_positions())?;
-        let model = origin.build(data.tokenizer.as_ref(), positions(&config, &origin, &data))?;
-        let weights = origin.weights(&model, config.run.seed)?;
-        Ok(Opened { config, model, weights, data, output })
+        Ok(Opened { checked: check(config, observer)?, output })
     }
 
     /// Every number of the run.
@@ -142,6 +131,33 @@ impl Run {
     pub fn execute(mut self, observer: &mut dyn Observer, stop: &Stop) -> Result<Outcome> {
         Loop::begin(&mut self.engine, &self.data, self.output, self.resumed_at)?.run(observer, stop)
     }
+}
+
+/// Model, data and every number of a run, with everything checked but its output folder; nothing is written but the token
+/// cache.
+pub(crate) fn open(config: RunConfig, observer: &mut dyn Observer) -> Result<(Engine, TrainingData)> {
+    check(config, observer)?.engine(observer, None)
+}
+
+/// The same before memory is taken for the model.
+fn check(mut config: RunConfig, observer: &mut dyn Observer) -> Result<Checked> {
+    let (source, ..) = config.for_training()?;
+    let mut origin = ModelOrigin::open(&config, source)?;
+    let max_positions = Some(origin.config.max_positions());
+    let (own, vocab_size) = (origin.tokenizer.clone(), origin.config.vocab_size);
+    // Batch sizes, instruction set and memory are refused before the data are read.
+    let plan = RunPlan::resolve(&config, plan::sequence_length(&config, max_positions)?, 0)?;
+    if vocab_size.is_some() {
+        check_memory(&mut config, &mut origin, None, plan.clone(), observer)?;
+    }
+    let data = TrainingData::open(&config, own.as_ref(), max_positions, vocab_size, observer)?;
+    if vocab_size.is_none() {
+        check_memory(&mut config, &mut origin, data.tokenizer.as_ref(), plan, observer)?;
+    }
+    check_sample(&config, &data, origin.config.max_positions())?;
+    let model = origin.build(data.tokenizer.as_ref(), positions(&config, &origin, &data))?;
+    let weights = origin.weights(&model, config.run.seed)?;
+    Ok(Checked { config, model, weights, data })
 }
 
 /// Refuses a run that this machine cannot hold, before anything large is allocated. Where only the snapshot of checkpoints
@@ -227,21 +243,6 @@ pub(crate) fn resume(
     engine.resolve_steps(data.loader.epoch_samples())?;
     let resumed_at = load_newest(engine, data, &output, observer)?;
     Loop::begin(engine, data, output, resumed_at)?.run(observer, stop)
-}
-
-/// The mean loss over a whole dataset, with its progress told.
-pub(crate) fn evaluate(engine: &Engine, dataset: &Dataset, observer: &mut dyn Observer) -> Result<Evaluation> {
-    let total = dataset.num_samples();
-    let _averaged = engine.state.show_average(&engine.queue, &engine.zero)?;
-    let pass = engine.zero.pass(&engine.queue, &engine.state.store, false);
-    let samples = (0..total).map(|index| {
-        observer.on(Event::Evaluating { done: index, total });
-        engine.tell(|callback, control| callback.on_prediction_step(engine, index, total, control));
-        dataset.get(index)
-    });
-    let sum = generate::evaluate(&forward(engine, &pass), samples, TOKENS_PER_PASS)?;
-    sum.evaluation(dataset.text_bytes())
-        .ok_or_else(|| TrainError::Request("the validation data have no target that counts".to_owned()))
 }
 
 /// What evaluations and samples run.
@@ -374,12 +375,13 @@ impl<'a> Loop<'a> {
                 self.sample(false, observer)?;
             }
         }
-        if self.engine.counters.step < self.engine.plan.steps {
+        if self.asked.wants_stop() && self.engine.counters.step < self.engine.plan.steps {
             let step = self.engine.counters.step;
             observer.on(Event::Notice(&format!("step {step}: the run ends here, as a callback has asked")));
         }
         self.evaluate(observer)?;
         self.save(true, observer)?;
+        self.load_best(observer)?;
         let path = self.output.model();
         // The others do not wait while the first rank writes: what they are needed for comes before.
         let is_alone = self.engine.zero.comm().size() == 1;
@@ -397,7 +399,9 @@ impl<'a> Loop<'a> {
 
     /// Whether no step follows.
     fn is_at_end(&self) -> bool {
-        self.engine.counters.step >= self.engine.plan.steps || self.asked.wants_stop()
+        self.engine.counters.step >= self.engine.plan.steps
+            || self.asked.wants_stop()
+            || self.engine.followers.is_stopped()
     }
 
     fn step(&mut self, observer: &mut dyn Observer) -> Result<()> {
@@ -448,25 +452,24 @@ impl<'a> Loop<'a> {
         Ok(())
     }
 
+    /// Evaluates, unless that was done at this step; a state among the best is saved.
     fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<()> {
-        let step = self.engine.counters.step;
-        let Some(dataset) = self.data.validation.as_ref().filter(|_| self.engine.evaluated != Some(step)) else {
-            return Ok(());
-        };
-        let evaluation = evaluate(self.engine, dataset, observer)?;
-        let Evaluation { loss, perplexity, tokens, .. } = evaluation;
-        if !loss.is_finite() {
-            return Err(TrainError::Diverged { step, what: "the validation loss".to_owned() });
-        }
-        self.log(&json!({"step": step, "eval_loss": loss, "eval_perplexity": perplexity, "eval_tokens": tokens}))?;
-        self.engine.tell(|callback, control| callback.on_evaluate(self.engine, &evaluation, control));
+        let is_best = evaluate_sets(self.engine, &self.data.validation, &mut self.metrics, observer)?;
         self.hear()?;
-        observer.on(Event::Evaluated { step, loss, perplexity });
-        if self.engine.evaluated(loss) {
-            let notice =
-                format!("step {step}: the validation loss has stopped falling; the rate is now {}", self.engine.lr());
-            observer.on(Event::Notice(&notice));
+        if is_best { self.save(self.is_at_end(), observer) } else { Ok(()) }
+    }
+
+    /// Takes the weights of the best checkpoint, if the run exports those.
+    fn load_best(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        let best = self.engine.followers.best().first().copied();
+        let Some(best) = best.filter(|_| self.engine.config.run.load_best_at_end) else { return Ok(()) };
+        if best.step != self.engine.counters.step {
+            let checkpoint = Checkpoint::open(&path_of(&self.output.checkpoints(), best.step))?;
+            self.engine.restore(&checkpoint, LoadOptions::default())?;
         }
+        let Scored { step, value } = best;
+        let notice = format!("the model is that of step {step}, the best one ({value:.6}; run.load_best_at_end)");
+        observer.on(Event::Notice(&notice));
         Ok(())
     }
 

@@ -10,6 +10,7 @@
 use crate::checkpoint::{self, Background, Head, Job, Staging, Tag, TensorEntry, TensorSpec};
 use crate::engine::Engine;
 use crate::error::Result;
+use crate::evaluation::best_steps;
 use crate::event::{Event, Observer};
 use crate::metrics::MetricsFile;
 use crate::state::StateTensor;
@@ -44,8 +45,13 @@ impl Saver {
         // Several ranks write their files together, and go on when all are there.
         let is_async = is_async && engine.zero.comm().size() == 1;
         let mut background = Background::default();
-        if is_async && engine.counters.step + run.checkpoint_every < engine.plan.steps {
+        let next = engine.config.checkpoint_interval().map(|interval| engine.counters.step + interval);
+        if is_async && next.is_some_and(|next| next < engine.plan.steps) {
             background.reserve(&folder, elements)?;
+        }
+        if saved.is_some() {
+            // A process killed behind its last checkpoint has not named the best one.
+            checkpoint::mark_best(&folder, engine.followers.best().first().map(|best| best.step))?;
         }
         let saved = saved.map(|step| (step, engine.evaluated));
         Ok(Self { folder, keep: run.keep_checkpoints, is_async, saved, background })
@@ -82,7 +88,7 @@ impl Saver {
             self.background.start(job, |index, out| tensors[index].copy_to(&engine.queue, out))?;
         } else {
             let path = engine.write_checkpoint(&self.folder, &Tag::of_step(head.counters.step), &head)?;
-            checkpoint::prune(&self.folder, self.keep)?;
+            checkpoint::settle(&self.folder, self.keep, &best_steps(&head))?;
             saved(&path, engine, observer);
         }
         self.saved = Some(state);

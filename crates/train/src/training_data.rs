@@ -2,17 +2,18 @@
 
 use crate::config::RunConfig;
 use crate::error::{Result, TrainError};
+use crate::evaluation;
 use crate::event::{Event, Observer};
 use crate::plan;
-use data::{DataError, Dataset, Loader, OpenOptions, Tokenizer};
+use data::{DataError, Dataset, Loader, OpenOptions, Tokenizer, ValidationSet};
 use std::cell::RefCell;
 
 /// What a run trains and validates on.
 pub struct TrainingData {
     /// Training samples in the order of the run.
     pub loader: Loader,
-    /// Validation samples, all of which count.
-    pub validation: Option<Dataset>,
+    /// Validation sets in the order of the run file, with all their samples; none without `data.validation`.
+    pub validation: Vec<ValidationSet>,
     /// How text became tokens; none where the data came as tokens.
     pub tokenizer: Option<Tokenizer>,
     /// Tokens of a full row.
@@ -50,8 +51,8 @@ impl TrainingData {
         let opened = data::open(section, tokenizer.as_ref(), &options);
         let (train, validation) = opened.map_err(|error| at_fault(config, error))?;
         check_targets(config, "data.train", &train)?;
-        validation.iter().try_for_each(|dataset| check_targets(config, "data.validation", dataset))?;
-        config.check_plateau(validation.is_some())?;
+        validation.iter().try_for_each(|set| check_targets(config, &set.key(), &set.dataset))?;
+        evaluation::check(config, &validation)?;
         let loader = Loader::new(train, config.run.seed, section.shuffle);
         Ok(Self { loader, validation, tokenizer, sequence_length })
     }

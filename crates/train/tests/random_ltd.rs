@@ -246,6 +246,7 @@ fn curricula_over_samples_are_refused_by_name() {
         "rarity": { "min_difficulty": 1, "max_difficulty": 9 } } } });
     let config = dropping(&folder.path().join("run"), &[("data_efficiency.data_sampling", sampling)]);
     let refusal = try_run(&config, false, None).map(|_| ()).expect_err("a refusal").to_string();
-    let want = "data_efficiency.data_sampling.enabled is true, which is not supported yet; it must be false";
+    let want = "data_efficiency.data_sampling.enabled is true, which is not supported yet; it must be false (rows that grow with the steps \
+         are the section curriculum_learning)";
     assert_eq!(refusal, format!("test: {want}"));
 }

@@ -319,6 +319,8 @@ fn every_honoured_key_of_the_table_reaches_the_typed_configuration() {
         if key.status != Status::Honoured
             || !is_leaf
             || matches!(key.path, "run.device" | "data.train" | "data.validation" | "optimizer.groups" | "run.recompute" | "run.recompute.ops")
+            // They need another key beside them.
+            || matches!(key.path, "run.eval_set" | "run.load_best_at_end")
             // It has one value.
             || key.path == "curriculum_learning.curriculum_type"
             // Any other word than linear is log.

@@ -1,4 +1,6 @@
 //! What holds for every run file, right or wrong: no text ends in a panic, and what is accepted round-trips.
+//!
+//! `PROPTEST_CASES` sets how many files each property is tried on; 20,000 were tried by hand.
 
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
@@ -105,6 +107,70 @@ fn value(kind: &Kind, pick: u64) -> Value {
     }
 }
 
+/// A value that no kind has in mind: the ends of every number, and nested lists and sections.
+fn wild(pick: u64, depth: u32) -> Value {
+    let (choice, rest) = (pick % 24, pick / 24);
+    match choice {
+        0 => json!(i64::MIN),
+        1 => json!(i64::MAX),
+        2 => json!(u64::MAX),
+        3 => json!(f64::MAX),
+        4 => json!(-f64::MAX),
+        5 => json!(f64::MIN_POSITIVE / 8.0),
+        6 => json!(-0.0),
+        7 => json!(9.3e18),
+        8 => json!(1u64 << 53),
+        9 => json!(0.1 + 0.2),
+        10 => json!(rest as i64),
+        11 => json!(f64::from_bits(rest | 1)),
+        12 => json!(true),
+        13 => Value::Null,
+        14 => json!("auto"),
+        15 => json!("-1e400"),
+        16 => json!("\u{0}\u{2028}\u{feff}\u{1f600}"),
+        17 | 18 if depth < 6 => (0..rest % 4).map(|i| wild(rest / 4 + i * 7, depth + 1)).collect(),
+        19..=21 if depth < 6 => {
+            let names = ["enabled", "params", "type", "a.b", "", "shared_parameters", "match"];
+            let name = |i: u64| names[((rest / 8 + i) % 7) as usize].to_owned();
+            (0..rest % 4).map(|i| (name(i), wild(rest / 8 + i * 5, depth + 1))).collect()
+        }
+        _ => json!([]),
+    }
+}
+
+/// The same file as HJSON: keys and plain words without quotes, lines in place of commas, a comment on the way.
+fn hjson(value: &Value, indent: usize, out: &mut String) {
+    let pad = "  ".repeat(indent);
+    let is_plain = |text: &str| {
+        text.chars().next().is_some_and(|c| c.is_ascii_alphabetic())
+            && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '/'))
+            && !matches!(text, "true" | "false" | "null")
+    };
+    match value {
+        Value::Object(map) => {
+            out.push_str("{ # a comment, with } and \" in it\n");
+            for (name, value) in map {
+                let name = if is_plain(name) { name.clone() } else { json!(name).to_string() };
+                out.push_str(&format!("{pad}  {name}: "));
+                hjson(value, indent + 1, out);
+                out.push('\n');
+            }
+            out.push_str(&format!("{pad}}}"));
+        }
+        Value::Array(items) => {
+            out.push_str("[\n");
+            for item in items {
+                out.push_str(&format!("{pad}  "));
+                hjson(item, indent + 1, out);
+                out.push('\n');
+            }
+            out.push_str(&format!("{pad}] // its end"));
+        }
+        Value::String(text) if is_plain(text) => out.push_str(text),
+        value => out.push_str(&value.to_string()),
+    }
+}
+
 /// Writes `value` at the place of `key`, unless something that is no section stands in the way.
 fn put(file: &mut Map<String, Value>, key: &Key, value: Value) {
     let mut map = file;
@@ -132,13 +198,24 @@ fn file_of(picks: &[(usize, u64)]) -> Value {
             }
         }
         let is_auto = pick % 16 == 15;
-        put(&mut file, key, if is_auto { json!("auto") } else { value(&key.kind, *pick) });
+        let is_wild = pick % 16 == 14;
+        let value = match (is_auto, is_wild) {
+            (true, _) => json!("auto"),
+            (_, true) => wild(pick / 16, 0),
+            _ => value(&key.kind, *pick),
+        };
+        put(&mut file, key, value);
     }
     file.into()
 }
 
+/// How many files each property is tried on.
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(400)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(400) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases()) })]
 
     #[test]
     fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
@@ -166,6 +243,45 @@ proptest! {
             text.splice(at..end, PIECES[piece].chars());
         }
         read(&text.iter().collect::<String>(), ranks);
+    }
+
+    #[test]
+    fn no_bytes_inside_a_right_file_make_it_panic(
+        which in 0..RIGHT.len(),
+        at in any::<prop::sample::Index>(),
+        bytes in proptest::collection::vec(any::<u8>(), 1..12),
+    ) {
+        let mut text = RIGHT[which].as_bytes().to_vec();
+        let at = at.index(text.len() + 1);
+        text.splice(at..at, bytes);
+        read(&String::from_utf8_lossy(&text), 1);
+    }
+
+    #[test]
+    fn no_value_whatever_at_any_key_makes_it_panic(index in any::<usize>(), pick in any::<u64>(), ranks in 1..9u64) {
+        let keys: Vec<_> = all_keys().filter(|(_, key)| !key.path.contains('[')).collect();
+        let (of_type, key) = keys[index % keys.len()];
+        let mut file = Map::new();
+        if let Some(name) = of_type {
+            file.insert(key.path.split('.').next().expect("a section").to_owned(), json!({ "type": name }));
+        }
+        file.insert("train_batch_size".into(), json!(8));
+        put(&mut file, key, wild(pick, 0));
+        read(&Value::from(file.clone()).to_string(), ranks);
+        round_trips(file.into())?;
+    }
+
+    #[test]
+    fn hjson_says_the_same_as_json(picks in proptest::collection::vec((any::<usize>(), any::<u64>()), 0..8)) {
+        let file = file_of(&picks);
+        let mut text = String::new();
+        hjson(&file, 0, &mut text);
+        let [from_json, from_hjson] = [file.to_string(), text.clone()].map(|text| RunConfig::parse(&text, "any.json"));
+        match (from_json, from_hjson) {
+            (Ok(one), Ok(other)) => prop_assert_eq!(one.resolved(&[]), other.resolved(&[]), "{}", text),
+            (Err(one), Err(other)) => prop_assert_eq!(one.to_string(), other.to_string(), "{}", text),
+            (one, other) => prop_assert!(false, "{:?} and {:?}: {}", one.is_ok(), other.map_err(|e| e.to_string()).err(), text),
+        }
     }
 
     #[test]

@@ -11,4 +11,5 @@ pub(crate) mod numbers;
 pub(crate) mod plan;
 pub(crate) mod score;
 pub(crate) mod train;
+pub(crate) mod tune;
 pub(crate) mod watch;

@@ -101,7 +101,7 @@ pub(crate) fn run(args: Args, global: Global) -> Result<(), Failure> {
 
 /// The first SIGINT or SIGTERM asks the run to stop after its step, the second ends the process: checkpoints are complete
 /// or absent at any moment. Until this is called a signal ends the process as usual, as nothing has been written.
-fn stop_on_signals() -> std::io::Result<Stop> {
+pub(crate) fn stop_on_signals() -> std::io::Result<Stop> {
     let (stop, asked) = (Stop::default(), Arc::new(AtomicBool::new(false)));
     for signal in [SIGINT, SIGTERM] {
         // Actions run in the order they were registered: the first signal finds `asked` false and then sets it.

@@ -57,7 +57,8 @@ impl Place {
             vocab_size: self.vocab_size,
             on_event,
         };
-        data::open(&config, tokenizer, &options)
+        let (train, sets) = data::open(&config, tokenizer, &options)?;
+        Ok((train, sets.into_iter().next().map(|set| set.dataset)))
     }
 
     /// The ids of a text file that is one document, as they come out of the whole path from file to samples.

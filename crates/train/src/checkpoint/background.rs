@@ -10,7 +10,8 @@
 //! - At most one checkpoint is being written, so the memory is that of one snapshot, whatever the speed of the disk.
 //! - Dropped, it waits: a process that ends by itself leaves no checkpoint half written.
 
-use super::{CheckpointError, Head, TensorSpec, prune, write};
+use super::{CheckpointError, Head, TensorSpec, settle, write};
+use crate::evaluation::best_steps;
 use bytemuck::{cast_slice, cast_slice_mut};
 use memmap2::MmapMut;
 use std::ops::Range;
@@ -29,7 +30,7 @@ pub struct Job {
     pub head: Head,
     /// What this rank has of each tensor.
     pub tensors: Vec<TensorSpec>,
-    /// The newest checkpoints that are kept; 0: all.
+    /// The newest checkpoints that are kept beside the best ones of the head; 0: all.
     pub keep: usize,
 }
 
@@ -123,7 +124,7 @@ impl Drop for Background {
 fn write_snapshot(job: &Job, values: &[f32], places: &[Range<usize>]) -> Result<PathBuf, CheckpointError> {
     let Job { dir, head, tensors, keep } = job;
     let path = write(dir, head, tensors, &mut |index| Ok::<_, CheckpointError>(&values[places[index].clone()]))?;
-    prune(dir, *keep)?;
+    settle(dir, *keep, &best_steps(head))?;
     Ok(path)
 }
 

@@ -8,6 +8,7 @@
 
 use super::manifest::MANIFEST_FILE;
 use super::{Checkpoint, CheckpointError, Tag};
+use models::hf::atomic::{AtomicFile, sync_folder};
 use std::cmp::Reverse;
 use std::fs;
 use std::io;
@@ -15,6 +16,8 @@ use std::path::{Path, PathBuf};
 
 /// The text file with the newest checkpoint's folder name.
 pub(crate) const LATEST_FILE: &str = "latest";
+/// The text file with the best checkpoint's folder name, where a run keeps the best.
+const BEST_FILE: &str = "best";
 /// The folder of checkpoints in the output of a run.
 const CHECKPOINTS_FOLDER: &str = "checkpoints";
 const STEP_PREFIX: &str = "step-";
@@ -53,18 +56,50 @@ pub fn list(dir: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     Ok(Candidates::find(dir)?.folders)
 }
 
-/// Removes all but the newest `keep` checkpoints in `dir`; 0 keeps all.
+/// What is done behind a checkpoint that is on disk: `best` names the first of the `best` steps, then [`prune`].
+///
+/// # Errors
+/// [`CheckpointError`].
+pub fn settle(dir: &Path, keep: usize, best: &[u64]) -> Result<(), CheckpointError> {
+    mark_best(dir, best.first().copied())?;
+    prune(dir, keep, best)
+}
+
+/// Writes the file `best`, or removes it where there is no best checkpoint.
+///
+/// # Errors
+/// [`CheckpointError`].
+pub fn mark_best(dir: &Path, step: Option<u64>) -> Result<(), CheckpointError> {
+    let path = dir.join(BEST_FILE);
+    let wanted = step.map(|step| format!("{}\n", folder_name(step)));
+    if fs::read_to_string(&path).ok() == wanted {
+        return Ok(());
+    }
+    match wanted {
+        Some(name) => {
+            let mut file = AtomicFile::create(&path)?;
+            file.write(name.as_bytes())?;
+            file.finish()?;
+            file.commit()?;
+        }
+        None => fs::remove_file(&path).map_err(CheckpointError::io(&path, "remove the name of the best checkpoint"))?,
+    }
+    Ok(sync_folder(dir)?)
+}
+
+/// Removes all but the newest `keep` checkpoints in `dir` and those of the steps `best`; 0 keeps all.
 ///
 /// Each is renamed before it is removed, so that a half-removed one is never taken for complete.
 ///
 /// # Errors
 /// [`CheckpointError::Io`].
-pub fn prune(dir: &Path, keep: usize) -> Result<(), CheckpointError> {
+pub fn prune(dir: &Path, keep: usize, best: &[u64]) -> Result<(), CheckpointError> {
     if keep == 0 {
         return Ok(());
     }
     clear_leftovers(dir, None)?;
-    for folder in list(dir)?.iter().skip(keep) {
+    let is_best = |folder: &&PathBuf| best.iter().any(|&step| **folder == path_of(dir, step));
+    for folder in list(dir)?.iter().skip(keep).filter(|folder| !is_best(folder)) {
         if let Some(aside) = set_aside(folder, OLD)? {
             fs::remove_dir_all(&aside).map_err(CheckpointError::io(folder, "remove the old checkpoint"))?;
         }
@@ -152,6 +187,11 @@ impl Candidates {
         let of_steps = steps.into_iter().filter_map(|step| standing(dir, &folder_name(step)));
         Ok(Self { folders: tagged.into_iter().chain(of_steps).collect(), latest_problem })
     }
+}
+
+/// The folder of the checkpoint of `step` in `dir`, whether or not it is there.
+pub fn path_of(dir: &Path, step: u64) -> PathBuf {
+    dir.join(folder_name(step))
 }
 
 /// `step-00000500`.

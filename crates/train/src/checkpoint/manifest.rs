@@ -3,6 +3,8 @@
 //! The last key is the crc32c of the text before it, so that a flipped bit in a counter is found like one in a weight.
 
 use super::label;
+use crate::best::BestState;
+use crate::early_stop::EarlyStopState;
 use crate::loss_scale::LossScale;
 use crate::loss_spike::SpikeState;
 use optim::schedule::PlateauState;
@@ -62,6 +64,12 @@ pub struct Head {
     /// Of a run whose rate depends on evaluations.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plateau: Option<PlateauState>,
+    /// Of a run that may end early.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub early_stop: Option<EarlyStopState>,
+    /// Of a run that keeps its best checkpoints; this one may be among them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub best: Option<BestState>,
     /// The last step whose evaluation was made, and is in the state above.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evaluated: Option<u64>,

@@ -1,7 +1,7 @@
 //! Checkpoints: what is kept of a run so that it can go on bit for bit, on any mesh.
 //!
 //! `checkpoints/step-00000500/` holds `manifest.json` and one safetensors file per writing rank; `checkpoints/latest`
-//! is a text file with the newest folder's name. The manifest knows global tensors by their Hugging Face names; each is
+//! is a text file with the newest folder's name, and `checkpoints/best`, where a run keeps the best, with the best one's. The manifest knows global tensors by their Hugging Face names; each is
 //! tiled by pieces, runs of its elements in row-major order, wherever in the files they lie. So a reader asks for
 //! elements and needs not know who wrote them. A program that saves by itself names the folder as it likes.
 //!
@@ -37,7 +37,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use background::{Background, Job};
-pub use folder::{list, newest, open_any, prune, tagged};
+pub use folder::{list, mark_best, newest, open_any, prune, settle, tagged};
 pub use manifest::{Counters, FreshFrom, Head, Loader, Manifest, Piece, Rng, TensorEntry};
 pub use read::Checkpoint;
 pub use tag::{Tag, TagValidation};

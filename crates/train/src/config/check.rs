@@ -87,17 +87,23 @@ impl Walk<'_> {
                 self.note(&path, is_off, key, value);
                 self.inside(Place { path, pattern, is_off }, &key.kind, value)?;
             } else if let Some(kind) = rest {
+                // Where free names stand beside known keys, a value that no free name takes is a slip in a known one.
+                let is_slip = self.keys.children(&at.pattern).next().is_some();
                 if !kind.accept(value) {
-                    return Err(Fault::value(&path, value, kind));
+                    let fault = || Fault::value(&path, value, kind);
+                    return Err(if is_slip { self.unknown(&at.pattern, name, &path) } else { fault() });
                 }
                 self.inside(Place { path, pattern: join(&at.pattern, "*"), is_off }, kind, value)?;
             } else {
-                let nearest = self.keys.nearest(&at.pattern, name);
-                let message = format!("{path} is not a known key; the nearest one is {nearest}");
-                return Err(Fault { path, message });
+                return Err(self.unknown(&at.pattern, name, &path));
             }
         }
         Ok(())
+    }
+
+    fn unknown(&self, section: &str, name: &str, path: &str) -> Fault {
+        let nearest = self.keys.nearest(section, name);
+        Fault { path: path.to_owned(), message: format!("{path} is not a known key; the nearest one is {nearest}") }
     }
 
     /// Walks on into the items of a list or the keys of a section.

@@ -48,8 +48,10 @@ pub(crate) use scheduler::groups_per_item;
 pub use scheduler::{PerGroup, SchedulerConfig};
 pub(crate) use together::tensor_ranks;
 
+use crate::best::KeepBestConfig;
 use crate::checkpoint::TagValidation;
 use crate::curriculum::CurriculumConfig;
+use crate::early_stop::EarlyStopConfig;
 use crate::flops_profiler::FlopsProfilerConfig;
 use crate::layer_drop::LayerDropConfig;
 use crate::loss_spike::LossSpikeConfig;
@@ -196,6 +198,14 @@ pub struct RunSection {
     pub loss_spike: Option<LossSpikeConfig>,
     /// Early steps take fewer samples; none: every step takes `train_batch_size`.
     pub batch_ramp: Option<RampConfig>,
+    /// The validation set that what follows evaluations follows; none: the first.
+    pub eval_set: Option<String>,
+    /// Ends a run whose evaluations bring no gain; none: nothing does.
+    pub early_stop: Option<EarlyStopConfig>,
+    /// Which checkpoints are kept for their evaluation; none: the newest alone are.
+    pub keep_best: Option<KeepBestConfig>,
+    /// A finished run exports the best checkpoint.
+    pub load_best_at_end: bool,
 }
 
 impl RunSection {
@@ -443,7 +453,7 @@ impl RunConfig {
     /// Whether checkpoints are written while training goes on, which takes memory for a copy of the state: on unless
     /// somebody said otherwise, and of no use where the only checkpoint is that of the end.
     pub fn checkpoint_async(&self) -> bool {
-        self.run.checkpoint_every > 0 && self.asked_async().unwrap_or(true)
+        self.checkpoint_interval().is_some() && self.asked_async().unwrap_or(true)
     }
 
     /// What the file says about it: `run.checkpoint_async`, else DeepSpeed's `checkpoint.writer.decoupled`.
@@ -461,15 +471,30 @@ impl RunConfig {
         scheduler.schedule(rest, lr, run_steps)
     }
 
-    /// Refuses a schedule that follows evaluations in a run that has none.
-    pub(crate) fn check_plateau(&self, has_validation: bool) -> Result<(), ConfigError> {
-        if self.plateau().is_none() || (has_validation && self.run.eval_every > 0) {
+    /// Refuses what follows evaluations in a run that makes none on the way.
+    pub(crate) fn check_followers(&self, has_validation: bool) -> Result<(), ConfigError> {
+        if has_validation && self.run.eval_every > 0 {
             return Ok(());
         }
-        Err(self.error(
-            "scheduler.type is \"reduce_lr_on_plateau\", which follows the validation loss, and the run does not measure \
-             it on the way; give data.validation and a run.eval_every above 0",
-        ))
+        let (early_stop, keep_best) = (self.run.early_stop.is_some(), self.run.keep_best.is_some());
+        let follows = match () {
+            () if self.plateau().is_some() => {
+                "scheduler.type is \"reduce_lr_on_plateau\", which follows the validation loss,"
+            }
+            () if early_stop => "run.early_stop follows the validation figures",
+            () if keep_best => "run.keep_best follows the validation figures",
+            () => return Ok(()),
+        };
+        let it = if self.plateau().is_some() { "it" } else { "them" };
+        Err(self.error(format!(
+            "{follows} and the run does not measure {it} on the way; give data.validation and a run.eval_every above 0"
+        )))
+    }
+
+    /// Steps between the checkpoints that may be due before the last step, at least; none: the last is the only one.
+    pub(crate) fn checkpoint_interval(&self) -> Option<u64> {
+        let best = self.run.keep_best.map(|_| self.run.eval_every);
+        [Some(self.run.checkpoint_every), best].into_iter().flatten().filter(|every| *every > 0).min()
     }
 
     /// The part of the schedule that depends on evaluations.

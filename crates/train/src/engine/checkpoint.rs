@@ -113,6 +113,8 @@ impl Engine {
             loss_scale: self.scaler.map(|scaler| scaler.state()),
             loss_spike: self.guard.as_ref().map(|guard| guard.state().clone()),
             plateau: self.plateau.map(|plateau| plateau.state),
+            early_stop: self.followers.early_stop(),
+            best: self.followers.best_state(),
             evaluated: self.evaluated,
             set_lr: self.set_lr,
             fresh_from: self.fresh,
@@ -185,6 +187,7 @@ impl Engine {
             if let (Some(plateau), Some(state)) = (&mut self.plateau, head.plateau) {
                 plateau.state = state;
             }
+            self.followers.restore(head);
         } else {
             (self.set_lr, self.fresh.schedule) = (None, head.counters.applied_steps);
         }

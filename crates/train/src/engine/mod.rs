@@ -21,6 +21,7 @@ use crate::callback::Callbacks;
 use crate::checkpoint::{Counters, FreshFrom};
 use crate::config::RunConfig;
 use crate::error::{Result, TrainError};
+use crate::evaluation::{self, Followers};
 use crate::event::{Event, Observer, Silent};
 use crate::loss_scale::LossScaler;
 use crate::loss_spike::SpikeGuard;
@@ -71,6 +72,8 @@ pub struct Engine {
     pub(crate) guard: Option<SpikeGuard>,
     /// Of a run whose rate depends on evaluations.
     pub(crate) plateau: Option<Plateau>,
+    /// Early stopping and the best checkpoints.
+    pub(crate) followers: Followers,
     /// The last step whose evaluation was made.
     pub(crate) evaluated: Option<u64>,
     /// The rate that [`Engine::set_lr`] set, while it holds.
@@ -163,7 +166,7 @@ impl Engine {
         let (counters, fresh, pending, boundary, callbacks) = Default::default();
         let scaler = config.fp16.enabled.then(|| LossScaler::new(config.fp16));
         let (guard, plateau) = (config.run.loss_spike.map(SpikeGuard::new), config.plateau());
-        let (evaluated, set_lr, last) = (None, None, None);
+        let (followers, evaluated, set_lr, last) = (Followers::new(&config), None, None, None);
         let clock = config.times_steps().then(|| Clock::new(config.flops_profiler.step()));
         Ok(Self {
             config,
@@ -177,6 +180,7 @@ impl Engine {
             scaler,
             guard,
             plateau,
+            followers,
             evaluated,
             clock,
             set_lr,
@@ -378,7 +382,7 @@ impl Engine {
     /// # Errors
     /// The device failed.
     pub fn evaluate(&self, dataset: &Dataset, observer: &mut dyn Observer) -> Result<Evaluation> {
-        run::evaluate(self, dataset, observer)
+        evaluation::evaluate(self, dataset, observer)
     }
 }
 

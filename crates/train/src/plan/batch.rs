@@ -22,7 +22,7 @@ pub struct Batch {
 /// Tokens of one optimizer step: its samples are in memory together.
 const MAX_STEP_TOKENS: u64 = 1 << 31;
 /// Tokens of one micro-batch: hundreds of times what any accelerator holds the activations of.
-const MAX_MICRO_BATCH_TOKENS: u64 = 1 << 24;
+pub(crate) const MAX_MICRO_BATCH_TOKENS: u64 = 1 << 24;
 
 /// The keys of the triangle.
 pub(crate) const BATCH_KEYS: [&str; 3] =

@@ -170,12 +170,12 @@ impl PlanReport {
 }
 
 /// The copy of weights and optimizer state that a checkpoint is written from while training goes on.
-const SNAPSHOT: &str = "snapshot";
+pub(crate) const SNAPSHOT: &str = "snapshot";
 
-const BYTES: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+pub(crate) const BYTES: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
 
 /// A number with the unit that leaves it at least 1 and below `base`, as far as there are units.
-fn scaled(mut number: f64, base: f64, units: [&str; 5]) -> String {
+pub(crate) fn scaled(mut number: f64, base: f64, units: [&str; 5]) -> String {
     let mut unit = 0;
     while number >= base && unit + 1 < units.len() {
         (number, unit) = (number / base, unit + 1);

@@ -12,19 +12,18 @@ use comm::Comm;
 use models::Model;
 use models::weights::WeightSource;
 
-/// A request in which nothing is wrong.
-pub(crate) struct Opened {
+/// Model and data in which nothing is wrong.
+pub(super) struct Checked {
     pub(super) config: RunConfig,
     pub(super) model: Model,
     pub(super) weights: WeightSource,
     pub(super) data: TrainingData,
-    pub(super) output: Output,
 }
 
-impl Opened {
-    /// The second half of [`Run::prepare`]: on several ranks they do it together.
-    pub(crate) fn prepare(self, resume: bool, observer: &mut dyn Observer, comm: Option<Comm>) -> Result<Run> {
-        let Self { config, model, weights, data, output } = self;
+impl Checked {
+    /// The engine for them: one of several where there is a communicator.
+    pub(super) fn engine(self, observer: &mut dyn Observer, comm: Option<Comm>) -> Result<(Engine, TrainingData)> {
+        let Self { config, model, weights, data } = self;
         for notice in config.notices() {
             observer.on(Event::Notice(&notice));
         }
@@ -36,6 +35,21 @@ impl Opened {
         for notice in engine.plan.notices(&engine.config) {
             observer.on(Event::Notice(&notice));
         }
+        Ok((engine, data))
+    }
+}
+
+/// A request in which nothing is wrong.
+pub(crate) struct Opened {
+    pub(super) checked: Checked,
+    pub(super) output: Output,
+}
+
+impl Opened {
+    /// The second half of [`Run::prepare`]: on several ranks they do it together.
+    pub(crate) fn prepare(self, resume: bool, observer: &mut dyn Observer, comm: Option<Comm>) -> Result<Run> {
+        let Self { checked, output } = self;
+        let (mut engine, data) = checked.engine(observer, comm)?;
         let resumed_at = if resume { load_newest(&mut engine, &data, &output, observer)? } else { None };
         Ok(Run { engine, data, output, resumed_at })
     }

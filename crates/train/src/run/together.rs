@@ -1,6 +1,8 @@
 //! What the ranks of a run decide together, and what one of them does for all.
 
 use super::{Loop, Stop};
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::folder::path_of;
 use crate::error::Result;
 use parallel::Stage;
 use std::path::Path;
@@ -16,7 +18,7 @@ impl Loop<'_> {
         Ok(all.into_iter().map(|signal| signal[0] as usize).max().filter(|&signal| signal != 0))
     }
 
-    /// Writes the model, on the first rank. Where ranks share it, it is taken from the checkpoint that was just written.
+    /// Writes the model, on the first rank. Where ranks share it, it is taken from the checkpoint that holds it.
     pub(super) fn export(&self, path: &Path) -> Result<()> {
         let (engine, tokenizer) = (&*self.engine, self.data.tokenizer.as_ref());
         if engine.zero.comm().index() > 0 {
@@ -25,8 +27,9 @@ impl Loop<'_> {
         if engine.zero.stage() == Stage::Nothing {
             return engine.save_pretrained(path, tokenizer);
         }
-        let checkpoint = self.output.newest_checkpoint()?;
-        let (checkpoint, _) = checkpoint.expect("Loop::export: a checkpoint was just written");
+        let best = engine.followers.best().first().filter(|_| engine.config.run.load_best_at_end);
+        let step = best.map_or(engine.counters.step, |best| best.step);
+        let checkpoint = Checkpoint::open(&path_of(&self.output.checkpoints(), step))?;
         engine.export_from(&checkpoint, path, tokenizer)
     }
 }

@@ -5,7 +5,7 @@ use super::{assert_holds, head, names, owned, specs, write_step};
 use std::fs;
 use std::path::{Path, PathBuf};
 use tempfile::tempdir;
-use train::checkpoint::{Background, Checkpoint, CheckpointError, Job, newest};
+use train::checkpoint::{Background, Checkpoint, CheckpointError, Job, mark_best, newest};
 
 /// Begins to write what [`write_step`] writes.
 fn start(background: &mut Background, dir: &Path, step: u64, keep: usize) -> Result<(), CheckpointError> {
@@ -34,6 +34,7 @@ fn every_byte_is_that_of_a_synchronous_write_whatever_was_in_the_memory_before()
             );
         }
     }
+    mark_best(dir.path(), Some(30)).unwrap();
     assert_eq!(names(background_dir.path()), names(dir.path()));
     assert!(background.finish().unwrap().is_none() && !background.is_done());
 }
@@ -63,7 +64,7 @@ fn the_newest_are_kept_as_asked_and_a_dropped_writer_is_waited_for() {
     }
     start(&mut background, dir.path(), 40, 2).unwrap();
     drop(background);
-    assert_eq!(names(dir.path()), ["latest", "step-00000030", "step-00000040"]);
+    assert_eq!(names(dir.path()), ["best", "latest", "step-00000030", "step-00000040"]);
     assert_holds(&newest(dir.path()).unwrap().unwrap().0, 40);
 }
 

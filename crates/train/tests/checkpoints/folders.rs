@@ -53,7 +53,7 @@ fn checkpoints_above_latest_are_of_a_future_given_up_and_go_first() {
     for step in [300, 200, 250] {
         write_step(dir.path(), step).unwrap();
     }
-    prune(dir.path(), 2).unwrap();
+    prune(dir.path(), 2, &[]).unwrap();
     assert_eq!(names(dir.path()), ["latest", "step-00000200", "step-00000250"]);
 }
 
@@ -184,11 +184,11 @@ fn prune_keeps_the_newest_n_and_0_keeps_all() {
     for step in [10, 20, 30, 40] {
         write_step(dir.path(), step).unwrap();
     }
-    prune(dir.path(), 0).unwrap();
+    prune(dir.path(), 0, &[]).unwrap();
     assert_eq!(names(dir.path()).len(), 5);
-    prune(dir.path(), 3).unwrap();
+    prune(dir.path(), 3, &[]).unwrap();
     assert_eq!(names(dir.path()), ["latest", "step-00000020", "step-00000030", "step-00000040"]);
-    prune(dir.path(), 1).unwrap();
+    prune(dir.path(), 1, &[]).unwrap();
     assert_eq!(names(dir.path()), ["latest", "step-00000040"]);
     assert_eq!(newest_step(dir.path()), 40);
 }
@@ -209,11 +209,11 @@ fn a_tag_is_the_newest_while_latest_names_it_and_is_never_pruned() {
     assert_eq!(latest(dir.path()), "best.v1\n");
     assert_eq!(newest_step(dir.path()), 15);
     assert_eq!(open_any(dir.path()).unwrap().expect("best.v1").folder(), folder);
-    prune(dir.path(), 1).unwrap();
+    prune(dir.path(), 1, &[]).unwrap();
     assert_eq!(names(dir.path()), ["best.v1", "latest"]);
     write_step(dir.path(), 30).unwrap();
     assert_eq!(newest_step(dir.path()), 30);
-    prune(dir.path(), 1).unwrap();
+    prune(dir.path(), 1, &[]).unwrap();
     assert_eq!(names(dir.path()), ["best.v1", "latest", "step-00000030"]);
     assert_holds(&tagged(dir.path(), "best.v1").unwrap(), 15);
     for tag in ["best", "..", ".", "latest", ""] {
@@ -248,9 +248,9 @@ fn prune_never_removes_what_latest_names() {
     for step in [30, 40, 10] {
         write_step(dir.path(), step).unwrap();
     }
-    prune(dir.path(), 2).unwrap();
+    prune(dir.path(), 2, &[]).unwrap();
     assert_eq!(names(dir.path()), ["latest", "step-00000010", "step-00000040"]);
-    prune(dir.path(), 1).unwrap();
+    prune(dir.path(), 1, &[]).unwrap();
     assert_eq!(names(dir.path()), ["latest", "step-00000010"]);
 }
 

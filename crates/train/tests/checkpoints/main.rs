@@ -11,7 +11,10 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use train::best::BestState;
 use train::checkpoint::{Checkpoint, CheckpointError, Counters, FreshFrom, Head, Loader, Rng, TensorSpec, write};
+use train::early_stop::EarlyStopState;
+use train::evaluation::Scored;
 use train::loss_scale::LossScale;
 use train::loss_spike::SpikeState;
 
@@ -30,6 +33,12 @@ fn head(step: u64) -> Head {
         loss_scale: Some(LossScale { scale: 2f64.powi(30) / 3.0, clean_steps: step, hysteresis: 2 }),
         loss_spike: Some(SpikeState { losses: [1.0 / 3.0, 0.1 + 0.2].into(), spikes: 1 }),
         plateau: Some(PlateauState { best: Some(1.0 / 3.0), bad: 1, cooldown: 2, reductions: 3 }),
+        early_stop: Some(EarlyStopState {
+            best: Some(Scored { step, value: 0.1 + 0.2 }),
+            waited: 2,
+            ..Default::default()
+        }),
+        best: Some(BestState { of: "eval_loss, min".to_owned(), best: vec![Scored { step, value: 1.0 / 3.0 }] }),
         evaluated: Some(step),
         set_lr: Some(0.1 + 0.2),
         fresh_from: FreshFrom { optimizer: step / 2, schedule: step / 3 },

@@ -9,6 +9,13 @@ use std::ops::Bound::{Excluded, Included, Unbounded};
 const SOURCES: Kind = List(&OneOf(&[Text, SECTION]));
 const RECOMPUTE: Kind = OneOf(&[Bool, SECTION]);
 const RECOMPUTED_OPS: Kind = Names(&["norm", "gelu", "silu_mul", "attention", "linear"]);
+/// One validation set among several.
+const NAMED_SET: Kind = OneOf(&[Text, SOURCES, SECTION]);
+/// `split`, or sets by name.
+const SETS: Kind = Kind::Section(Some(&NAMED_SET));
+/// What a checkpoint or the end of a run may depend on: the figures of an evaluation.
+const METRIC: Kind = Names(crate::evaluation::METRICS);
+const MODE: Kind = Names(&["min", "max"]);
 
 pub(super) static KEYS: &[Key] = keys! {
     "data", SECTION, "null", Honoured, "what is trained on";
@@ -22,7 +29,15 @@ pub(super) static KEYS: &[Key] = keys! {
     "data.train[].path", Text, "null", Honoured, "a path or a glob";
     "data.train[].text_field", Text, "\"text\"", Honoured, "the field of a jsonl row that holds the document";
     "data.train[].weight", ABOVE_ZERO, "null", Honoured, "share of the samples against the other sources; null everywhere: each sample once";
-    "data.validation", OneOf(&[Text, SOURCES, SECTION]), "null", Honoured, "as data.train, or {\"split\": 0.1}, the last tenth";
+    "data.validation", OneOf(&[Text, SOURCES, SETS]), "null", Honoured, "as data.train, {\"split\": 0.1}, the last tenth, or several sets by name: {\"wiki\": \"w.txt\", \"code\": [...]}";
+    "data.validation.*.format", Names(&["text", "jsonl", "tokenized"]), "null", Honoured, "of a set; null: by the file's ending";
+    "data.validation.*.path", Text, "null", Honoured, "a path or a glob; a set may also be a path or a list of sources";
+    "data.validation.*.text_field", Text, "\"text\"", Honoured, "the field of a jsonl row that holds the document";
+    "data.validation.*.weight", ABOVE_ZERO, "null", Honoured, "not used in evaluation";
+    "data.validation.*[].format", Names(&["text", "jsonl", "tokenized"]), "null", Honoured, "null: by the file's ending";
+    "data.validation.*[].path", Text, "null", Honoured, "a path or a glob";
+    "data.validation.*[].text_field", Text, "\"text\"", Honoured, "the field of a jsonl row that holds the document";
+    "data.validation.*[].weight", ABOVE_ZERO, "null", Honoured, "not used in evaluation";
     "data.validation.split", Number(Excluded(0.0), Excluded(1.0)), "null", Honoured, "share of the training data, from its end";
     "data.validation[].format", Names(&["text", "jsonl", "tokenized"]), "null", Honoured, "null: by the file's ending";
     "data.validation[].path", Text, "null", Honoured, "a path or a glob";
@@ -42,14 +57,25 @@ pub(super) static KEYS: &[Key] = keys! {
     "run.comm_timeout", Number(Excluded(0.0), Included(86400.0)), "60.0", Honoured, "seconds after which a rank that does not answer is lost, and the run ends with its name";
     "run.deterministic", Bool, "false", Honoured, "same bits on any number of data-parallel ranks";
     "run.device", Names(&["auto", "cpu"]), "\"auto\"", Honoured, "where the run computes";
+    "run.early_stop", SECTION, "null", Honoured, "the run ends when evaluations bring no gain any more; null: it does not";
+    "run.early_stop.metric", METRIC, "\"eval_loss\"", Honoured, "the figure that must gain";
+    "run.early_stop.min_gain", NOT_NEGATIVE, "0.0", Honoured, "a gain must be above this";
+    "run.early_stop.mode", MODE, "null", Honoured, "min: lower is better; max: higher; null: by the metric";
+    "run.early_stop.patience", POSITIVE, "3", Honoured, "evaluations in a row without gain that end the run";
     "run.ema_decay", BELOW_ONE, "null", Honoured, "decay of a running average of the weights (f32), which is evaluated and exported; null: none";
     "run.epochs", ABOVE_ZERO, "null", Honoured, "length in passes over the training data; 1 when no length is given";
     "run.eval_every", COUNT, "0", Honoured, "steps between evaluations; 0: one at the end";
+    "run.eval_set", Text, "null", Honoured, "the validation set that early_stop, keep_best and reduce_lr_on_plateau follow; null: the first";
     "run.gradient_noise", NOT_NEGATIVE, "0.0", Honoured, "eta of normal noise of variance eta / (1 + t)^0.55 at update t, added to the clipped mean gradient; 0: none";
     "run.isa", Names(&["portable", "avx2", "avx512", "avx512_bf16"]), "null", Honoured, "highest instruction set used; null: the machine's";
+    "run.keep_best", SECTION, "null", Honoured, "checkpoints of the best evaluations, kept beside the newest; null: none";
+    "run.keep_best.count", POSITIVE, "1", Honoured, "how many; each is saved when its evaluation is made";
+    "run.keep_best.metric", METRIC, "\"eval_loss\"", Honoured, "the figure they are chosen by";
+    "run.keep_best.mode", MODE, "null", Honoured, "min: lower is better; max: higher; null: by the metric";
     "run.keep_checkpoints", COUNT, "3", Honoured, "newest checkpoints kept; 0 = all";
     "run.l1_penalty", NOT_NEGATIVE, "0.0", Honoured, "times the sign of each weight outside optimizer.no_decay, added to the gradient";
     "run.l2_penalty", NOT_NEGATIVE, "0.0", Honoured, "times each weight outside optimizer.no_decay, added to the gradient; unlike decoupled decay it passes through the moments";
+    "run.load_best_at_end", Bool, "false", Honoured, "a finished run exports the best checkpoint of keep_best rather than the last weights";
     "run.log_every", POSITIVE, "null", Honoured, "steps between log lines; null: steps_per_print, else 10";
     "run.loss_spike", SECTION, "null", Honoured, "a guard against a batch whose loss leaps; null: none";
     "run.loss_spike.action", Names(&["skip", "stop"]), "\"skip\"", Honoured, "skip the batch's update and say so, or stop the run before it";

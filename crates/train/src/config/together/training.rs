@@ -2,7 +2,7 @@
 
 use super::{Fault, File, fault};
 use crate::config::check::shown;
-use crate::config::keys::join;
+use crate::config::keys::{alternatives, join};
 use serde_json::Value;
 
 impl File<'_> {
@@ -51,12 +51,58 @@ impl File<'_> {
         if self.given("data").is_some() && self.given("data.train").is_none() {
             return fault("data", "data.train is missing; it must be a path, a glob or a list of sources".into());
         }
-        if self.given("data.validation").is_some_and(Value::is_object) && self.given("data.validation.split").is_none()
-        {
+        self.validation_sets()?;
+        if self.given("run.load_best_at_end") == Some(&Value::Bool(true)) && self.given("run.keep_best").is_none() {
+            let path = "run.load_best_at_end";
+            let message = "is true and there is no best checkpoint; give run.keep_best, such as { \"count\": 1 }";
+            return fault(path, format!("{path} {message}"));
+        }
+        Ok(())
+    }
+
+    /// `split` stands alone; the names of sets are short, none a key of a source; `run.eval_set` is one of them.
+    fn validation_sets(&self) -> Result<(), Fault> {
+        let at = |name: &str| join("data.validation", name);
+        let section = self.given("data.validation").and_then(Value::as_object);
+        let sets = section.into_iter().flatten().filter(|(name, value)| *name != "split" && !value.is_null());
+        let sets: Vec<&str> = sets.map(|(name, _)| name.as_str()).collect();
+        let has_split = self.given("data.validation.split").is_some();
+        if section.is_some() && !has_split && sets.is_empty() {
             let message = "data.validation.split is missing; write { \"split\": 0.1 }, a path or a list of sources";
             return fault("data.validation", message.into());
         }
-        Ok(())
+        for name in &sets {
+            let path = at(name);
+            if ["path", "format", "weight", "text_field"].contains(name) {
+                let message = "cannot be the name of a set; a source of its own stands in a list, [{ \"path\": ... }]";
+                return fault(&path, format!("{path} {message}"));
+            }
+            let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
+            if name.is_empty() || !name.chars().all(is_plain) {
+                let message = format!("{path} is a set called {name:?}; its name must be letters, digits, _ and -");
+                return fault(&path, message);
+            }
+            if has_split {
+                let message = "stands beside data.validation.split; a split has no name: leave one of them out";
+                return fault(&path, format!("{path} {message}"));
+            }
+            if self.given(&path).is_some_and(Value::is_object) && self.given(&join(&path, "path")).is_none() {
+                let path = join(&path, "path");
+                return fault(&path, format!("{path} is missing; it must be a path or a glob"));
+            }
+            self.sources_at(&path)?;
+        }
+        match self.given("run.eval_set").and_then(Value::as_str) {
+            Some(_) if sets.is_empty() => {
+                fault("run.eval_set", "run.eval_set is given and data.validation has no sets by name; remove it".into())
+            }
+            Some(chosen) if !sets.contains(&chosen) => {
+                let known = alternatives(sets.iter().map(|name| format!("{name:?}")));
+                let message = format!("run.eval_set is {chosen:?}; it must be a set of data.validation: {known}");
+                fault("run.eval_set", message)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The rules of `optimizer.params`, and of what groups of weights say in their place.
