@@ -222,22 +222,30 @@ impl Observer for Ui {
             Event::Started { plan, num_parameters, done_steps } => self.started(plan, num_parameters, done_steps),
             Event::Step(metrics) => self.step(metrics),
             Event::Evaluating { done, total } => self.evaluating(done, total),
-            Event::Evaluated { step, set, loss, perplexity, bits_per_byte } => {
+            Event::Evaluated { step, set, loss, perplexity, bits_per_byte, accuracy, f1 } => {
                 let of = set.map_or(String::new(), |set| format!("{set}: "));
-                let bits = bits_per_byte.map_or(String::new(), |bits| format!("  bits per byte {bits:.4}"));
-                self.line(
-                    &format!("step {step}  {of}validation loss {loss:.4}  perplexity {perplexity:.2}{bits}"),
-                    || {
-                        let mut line = json!({"event": "evaluated", "step": step, "eval_loss": loss,
+                let figure = |name: &str, figure: Option<f64>| {
+                    figure.map_or(String::new(), |figure| format!("  {name} {figure:.4}"))
+                };
+                let figures = match accuracy {
+                    Some(_) => [figure("accuracy", accuracy), figure("F1", f1)].concat(),
+                    None => format!("  perplexity {perplexity:.2}{}", figure("bits per byte", bits_per_byte)),
+                };
+                self.line(&format!("step {step}  {of}validation loss {loss:.4}{figures}"), || {
+                    let mut line = json!({"event": "evaluated", "step": step, "eval_loss": loss,
                                               "eval_perplexity": perplexity});
-                        for (key, value) in [("eval_set", json!(set)), ("eval_bits_per_byte", json!(bits_per_byte))] {
-                            if !value.is_null() {
-                                line[key] = value;
-                            }
+                    for (key, value) in [
+                        ("eval_set", json!(set)),
+                        ("eval_bits_per_byte", json!(bits_per_byte)),
+                        ("eval_accuracy", json!(accuracy)),
+                        ("eval_f1", json!(f1)),
+                    ] {
+                        if !value.is_null() {
+                            line[key] = value;
                         }
-                        line
-                    },
-                );
+                    }
+                    line
+                });
             }
             Event::Tuning { done, total, note } => self.tuning(done, total, note),
             Event::Sample { step, text, last } => self.sample(step, text, last),
@@ -330,6 +338,7 @@ mod tests {
             step_seconds: 0.04,
             peak_memory_bytes: 3 << 20,
             curriculum_seqlen: None,
+            precision: None,
             random_ltd_tokens: None,
             loss_scale: None,
             skipped: None,

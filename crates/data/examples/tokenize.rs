@@ -35,6 +35,7 @@ fn ours(tokenizer: &str, corpus: &str, chunk_bytes: usize) -> Result<u64, Box<dy
         threads: 0,
         chunk_bytes,
         vocab_size: None,
+        classes: None,
         on_event: &|_| {},
     };
     let dataset = data::open_evaluation(&corpus.into(), Some(&tokenizer), &options, "corpus")?;

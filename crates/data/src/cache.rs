@@ -1,9 +1,11 @@
 //! The token cache: the ids of a corpus in one memory-mapped file, with document boundaries and, if given, labels.
 //!
 //! # File
-//! `ids` (u16 or u32) · pad to 8 · `labels` (i32, absent if no row had any) · pad · `starts` (u64, one a document: the
-//! number of its first token) · pad · footer of 128 bytes: magic, key, SHA-256 of everything before the footer, counts.
-//! Little endian. The name is the key: the hash of content, part and tokenizer.
+//! `ids` (u16 or u32) · pad to 8 · `labels` (i32, absent if no row had any) · pad · `soft_ends` (u64, one a token: the end of
+//! its list) and `soft` (entries of u32 id and f32 probability), both absent if no row had any · `starts` (u64, one a document:
+//! the number of its first token) · pad · footer of 128 bytes: magic, key, SHA-256 of everything before the footer, counts.
+//! Little endian. The name is the key: the hash of content, part and tokenizer. The class of a classifier's row is the label
+//! of its last token.
 //!
 //! # Order of events
 //! [`Writer`] streams ids to a file beside; [`Writer::finish`] appends labels, starts and footer, syncs and
@@ -21,6 +23,8 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{DataError, Result};
 use crate::remember::{beside, remember};
+use crate::soft::SoftLabels;
+use crate::source::labels::Distribution;
 
 const MAGIC: [u8; 8] = *b"BSMRTOK1";
 const FOOTER_BYTES: usize = 128;
@@ -38,7 +42,9 @@ struct Footer {
     text_bytes: u64,
     id_bytes: u32,
     has_labels: u32,
-    reserved: [u64; 3],
+    /// Entries of soft labels; 0: there are none.
+    num_soft: u64,
+    reserved: [u64; 2],
 }
 
 /// Where the parts of a cache file lie, in bytes.
@@ -46,6 +52,8 @@ struct Footer {
 struct Layout {
     ids: Range<usize>,
     labels: Range<usize>,
+    soft_ends: Range<usize>,
+    soft: Range<usize>,
     starts: Range<usize>,
 }
 
@@ -58,9 +66,13 @@ impl Layout {
         let label_bytes = if footer.has_labels == 1 { num_tokens.checked_mul(4)? } else { 0 };
         let labels_at = ids.end.checked_next_multiple_of(8)?;
         let labels = labels_at..labels_at.checked_add(label_bytes)?;
-        let starts_at = labels.end.checked_next_multiple_of(8)?;
-        let starts = starts_at..starts_at.checked_add(num_documents.checked_mul(8)?)?;
-        Some(Self { ids, labels, starts })
+        let num_soft = usize::try_from(footer.num_soft).ok()?;
+        let soft_ends_at = labels.end.checked_next_multiple_of(8)?;
+        let soft_end_bytes = if num_soft > 0 { num_tokens.checked_mul(8)? } else { 0 };
+        let soft_ends = soft_ends_at..soft_ends_at.checked_add(soft_end_bytes)?;
+        let soft = soft_ends.end..soft_ends.end.checked_add(num_soft.checked_mul(8)?)?;
+        let starts = soft.end..soft.end.checked_add(num_documents.checked_mul(8)?)?;
+        Some(Self { ids, labels, soft_ends, soft, starts })
     }
 }
 
@@ -157,6 +169,30 @@ impl TokenStore {
             labels.extend(ids.into_iter().map(|id| id as i32));
         }
     }
+
+    /// Whether some token has soft labels.
+    pub(crate) fn has_soft(&self) -> bool {
+        self.footer.num_soft > 0
+    }
+
+    /// Appends the soft labels of `tokens`, one list each, which is empty where there are none.
+    pub(crate) fn read_soft(&self, tokens: Range<u64>, soft: &mut SoftLabels) {
+        let ends: &[u64] = bytemuck::cast_slice(&self.map[self.layout.soft_ends.clone()]);
+        let entries: &[SoftEntry] = bytemuck::cast_slice(&self.map[self.layout.soft.clone()]);
+        for token in tokens.start as usize..tokens.end as usize {
+            let start = if token == 0 { 0 } else { ends[token - 1] };
+            let list = &entries[start as usize..ends[token] as usize];
+            soft.push(list.iter().map(|entry| (entry.id, entry.probability)));
+        }
+    }
+}
+
+/// A list of soft labels as it lies in the file.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+struct SoftEntry {
+    id: u32,
+    probability: f32,
 }
 
 /// SHA-256 of the first `num_bytes` of a file, read in blocks: through the map, all of it would become resident.
@@ -182,6 +218,8 @@ pub(crate) struct Writer {
     path: PathBuf,
     ids: Beside,
     labels: Beside,
+    soft_ends: Beside,
+    soft: Beside,
     starts: Beside,
     footer: Footer,
     had_labels: bool,
@@ -195,8 +233,9 @@ impl Writer {
         let path = path_of(cache, &key);
         let id_bytes = if vocab_size.is_some_and(|size| size <= 1 << 16) { 2 } else { 4 };
         let footer = Footer { magic: MAGIC, key, id_bytes, ..bytemuck::Zeroable::zeroed() };
-        let [ids, labels, starts] = [Beside::create(&path)?, Beside::create(&path)?, Beside::create(&path)?];
-        Ok(Self { path, ids, labels, starts, footer, had_labels: false, buffer: Vec::new() })
+        let part = || Beside::create(&path);
+        let [ids, labels, soft_ends, soft, starts] = [part()?, part()?, part()?, part()?, part()?];
+        Ok(Self { path, ids, labels, soft_ends, soft, starts, footer, had_labels: false, buffer: Vec::new() })
     }
 
     /// Begins the next document.
@@ -232,6 +271,23 @@ impl Writer {
         self.labels.write(&self.buffer)
     }
 
+    /// The soft labels of the last tokens that were pushed, one list each.
+    pub(crate) fn push_soft(&mut self, lists: &[Distribution]) -> Result<()> {
+        // Tokens without any, since the last that had some.
+        let first = self.footer.num_tokens - lists.len() as u64;
+        while self.soft_ends.len < 8 * first {
+            self.soft_ends.write(&self.footer.num_soft.to_le_bytes())?;
+        }
+        for list in lists {
+            for (id, probability) in list {
+                self.soft.write(bytemuck::bytes_of(&SoftEntry { id: *id, probability: *probability }))?;
+            }
+            self.footer.num_soft += list.len() as u64;
+            self.soft_ends.write(&self.footer.num_soft.to_le_bytes())?;
+        }
+        Ok(())
+    }
+
     /// Counts bytes of text that became tokens.
     pub(crate) fn add_text_bytes(&mut self, bytes: u64) {
         self.footer.text_bytes += bytes;
@@ -244,6 +300,13 @@ impl Writer {
         if self.had_labels {
             self.ids.append(&mut self.labels)?;
             self.ids.pad()?;
+        }
+        if self.footer.num_soft > 0 {
+            while self.soft_ends.len < 8 * self.footer.num_tokens {
+                self.soft_ends.write(&self.footer.num_soft.to_le_bytes())?;
+            }
+            self.ids.append(&mut self.soft_ends)?;
+            self.ids.append(&mut self.soft)?;
         }
         self.ids.append(&mut self.starts)?;
         self.footer.payload_sha256 = self.ids.hasher.clone().finalize().into();

@@ -17,6 +17,7 @@ use crate::config::{DataConfig, DataSource, Format, NamedSources, Packing, Sourc
 use crate::error::{DataError, Result};
 use crate::mix::Mix;
 use crate::packing::{Rows, Sample};
+use crate::source::labels::Classes;
 use crate::source::text::{CharSet, Span, byte_of_character};
 use crate::source::{Files, Scan, content_hash};
 use crate::tokenize::{RowRange, Workers};
@@ -36,6 +37,8 @@ pub struct OpenOptions<'a> {
     pub chunk_bytes: usize,
     /// The model's vocabulary, if known: every id must lie below it.
     pub vocab_size: Option<usize>,
+    /// Rows have classes, one sample each: data of a classifier. `packing` must then be [`Packing::None`].
+    pub classes: Option<Classes<'a>>,
     /// Told what takes time or went wrong and was mended.
     pub on_event: &'a dyn Fn(Event<'_>),
 }
@@ -232,9 +235,13 @@ impl Dataset {
         self.sources.iter().map(tokens).sum()
     }
 
-    /// Bytes of the whole UTF-8 text, the divisor of bits per byte. `None` if some of it came as tokens.
+    /// Bytes of the whole UTF-8 text, the divisor of bits per byte. `None` if some of it came as tokens, or is predicted
+    /// as a class.
     pub fn text_bytes(&self) -> Option<u64> {
-        self.sources.iter().map(|rows| Some(rows.store.text_bytes()).filter(|&bytes| bytes > 0)).sum()
+        self.sources
+            .iter()
+            .map(|rows| Some(rows.store.text_bytes()).filter(|&bytes| bytes > 0 && !rows.has_classes))
+            .sum()
     }
 
     /// Documents, or rows.
@@ -246,7 +253,7 @@ impl Dataset {
     /// tokenizer, packing, sequence length, and the proportion of the weights. Not over where files lie.
     pub fn fingerprint(&self) -> String {
         let mut hasher = Sha256::new();
-        for Rows { store, packing, sequence_length, keep_short, separator: _ } in &self.sources {
+        for Rows { store, packing, sequence_length, keep_short, separator: _, has_classes: _ } in &self.sources {
             hasher.update(store.key()); // the tokenizer's hash, and so the separator, is in it
             hasher.update(format!("{packing:?} {sequence_length} {keep_short};"));
         }
@@ -314,13 +321,17 @@ impl Opener<'_> {
 
     fn source(&self, source: &DataSource, part: Part, keep_short: bool) -> Result<Rows> {
         let files = Files::resolve(source)?;
+        let has_classes = self.options.classes.is_some();
+        if has_classes && files.format == Format::Text {
+            return Err(DataError::Unlabelled { path: source.path.clone() });
+        }
         let tokenizer = self.tokenizer_for(&files)?;
         let scans = files.scan(&self.options.cache)?;
         let store = self.store(source, &files, &scans, part, tokenizer)?;
         // Rows of tokens are joined as they are: whoever made them decided what ends a document.
         let separator = tokenizer.and_then(Tokenizer::end_of_text);
         let (packing, sequence_length) = (self.options.packing, self.options.sequence_length);
-        let rows = Rows { store: Arc::new(store), packing, sequence_length, separator, keep_short };
+        let rows = Rows { store: Arc::new(store), packing, sequence_length, separator, keep_short, has_classes };
         match packing {
             Packing::Concat => self.check_length(&rows, source)?,
             Packing::None => self.check_documents(&rows, source, &files, &scans, part)?,
@@ -360,7 +371,10 @@ impl Opener<'_> {
         key.update(format!("{part:?}"));
         match tokenizer {
             Some(tokenizer) => key.update(tokenizer.hash()),
-            None => key.update(format!("{vocab_size:?}")), // ids were checked against it
+            None => key.update(format!("{vocab_size:?} with soft labels")), // ids were checked against it
+        }
+        if let Some(classes) = self.options.classes {
+            key.update(format!("{classes:?}"));
         }
         let key = key.finalize().into();
         match TokenStore::open(cache, key)? {
@@ -382,7 +396,7 @@ impl Opener<'_> {
         tokenizer: Option<&Tokenizer>,
         key: [u8; 32],
     ) -> Result<()> {
-        let OpenOptions { cache, threads, chunk_bytes, vocab_size, on_event, .. } = self.options;
+        let OpenOptions { cache, threads, chunk_bytes, vocab_size, classes, on_event, .. } = self.options;
         let total = scans.iter().map(|scan| scan.bytes).sum();
         let progress = |done| on_event(Event::Tokenizing { source: &source.path, done, total });
         let workers = Workers::new(*threads, *chunk_bytes, &progress)?;
@@ -391,9 +405,9 @@ impl Opener<'_> {
         match (files.format, tokenizer) {
             (Format::Text, Some(tokenizer)) => workers.text(&spans(files, scans, part)?, tokenizer, &mut writer)?,
             (Format::Jsonl, Some(tokenizer)) => {
-                workers.jsonl(&row_ranges(files, scans, part), &files.text_field, tokenizer, &mut writer)?;
+                workers.jsonl(&row_ranges(files, scans, part), &files.text_field, tokenizer, *classes, &mut writer)?;
             }
-            _ => workers.tokenized(&row_ranges(files, scans, part), *vocab_size, &mut writer)?,
+            _ => workers.tokenized(&row_ranges(files, scans, part), *vocab_size, *classes, &mut writer)?,
         }
         writer.finish()?;
         progress(total);

@@ -114,6 +114,14 @@ pub enum DataError {
         /// What it must be, as the end of a sentence.
         rule: String,
     },
+    /// Text without rows, for a classifier.
+    #[error(
+        "{path}: is plain text, which has no labels; a classifier needs rows {{\"text\", \"label\"}} (jsonl) or {{\"input_ids\", \"label\"}} (tokenized)"
+    )]
+    Unlabelled {
+        /// The path or glob.
+        path: String,
+    },
     /// Text is to be tokenised and nothing says how.
     #[error(
         "data.tokenizer is absent and the model folder has no tokenizer.json; set it to the path of a tokenizer.json, \"char\" or \"byte\""

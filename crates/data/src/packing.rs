@@ -18,12 +18,13 @@ use std::sync::Arc;
 
 use crate::cache::TokenStore;
 use crate::config::Packing;
+use crate::soft::SoftLabels;
 
 /// The label of a token that is not counted.
 pub const IGNORE: i32 = -100;
 
 /// One row of a batch, without padding.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sample {
     /// `[T]` tokens in.
     pub input_ids: Vec<u32>,
@@ -33,11 +34,18 @@ pub struct Sample {
     pub positions: Vec<u32>,
     /// Where documents begin, in tokens of this row, ascending; the first is 0.
     pub document_starts: Vec<u32>,
+    /// In classification the class of the row; `targets` then count nothing.
+    pub class: Option<u32>,
+    /// Distributions in place of single targets: `[T]` lists, in classification one.
+    pub soft: Option<SoftLabels>,
 }
 
 impl Sample {
-    /// How many targets count.
+    /// How many targets count: tokens, or the one class.
     pub fn num_targets(&self) -> usize {
+        if self.class.is_some() {
+            return 1;
+        }
         self.targets.iter().filter(|&&target| target != IGNORE).count()
     }
 }
@@ -52,6 +60,8 @@ pub(crate) struct Rows {
     pub(crate) separator: Option<u32>,
     /// Whether a last row shorter than the others counts.
     pub(crate) keep_short: bool,
+    /// Whether the label of a document's last token is the document's class.
+    pub(crate) has_classes: bool,
 }
 
 impl Rows {
@@ -84,11 +94,33 @@ impl Rows {
         let tokens = self.store.document(document);
         let mut sample = Sample { document_starts: vec![0], ..Sample::default() };
         self.store.read_ids(tokens.clone(), &mut sample.input_ids);
+        sample.positions = (0..sample.input_ids.len() as u32).collect();
+        if self.has_classes {
+            return self.classed(sample, tokens);
+        }
+        if self.store.has_soft() && !tokens.is_empty() {
+            let soft = sample.soft.insert(SoftLabels::default());
+            self.store.read_soft(tokens.start + 1..tokens.end, soft);
+            soft.push([]);
+        }
         if !tokens.is_empty() {
             self.store.read_labels(tokens.start + 1..tokens.end, &mut sample.targets);
             sample.targets.push(IGNORE);
         }
-        sample.positions = (0..sample.input_ids.len() as u32).collect();
+        sample
+    }
+
+    /// A row of a classifier's data: the label of its last token is its class.
+    fn classed(&self, mut sample: Sample, tokens: Range<u64>) -> Sample {
+        let (mut labels, last) = (Vec::new(), tokens.end - 1..tokens.end);
+        self.store.read_labels(last.clone(), &mut labels);
+        sample.targets = vec![IGNORE; sample.input_ids.len()];
+        sample.class = Some(labels[0] as u32);
+        if self.store.has_soft() {
+            let mut soft = SoftLabels::default();
+            self.store.read_soft(last, &mut soft);
+            sample.soft = Some(soft).filter(|soft| !soft.ids.is_empty());
+        }
         sample
     }
 
@@ -97,6 +129,7 @@ impl Rows {
         let first = row * length;
         let end = (first + length + 1).min(self.num_stream_tokens());
         let (mut sample, mut labels) = (Sample::default(), Vec::with_capacity(self.sequence_length + 1));
+        let mut soft = self.store.has_soft().then(SoftLabels::default);
         let mut document = self.document_at(first);
         let mut at = first;
         while at < end {
@@ -108,6 +141,9 @@ impl Rows {
             }
             sample.document_starts.push((at - first) as u32);
             self.read(document - 1, &stream, piece.clone(), &mut sample.input_ids, &mut labels);
+            if let Some(soft) = &mut soft {
+                self.read_soft(document - 1, &stream, piece.clone(), soft);
+            }
             if at == stream.start {
                 labels[(at - first) as usize] = IGNORE;
             }
@@ -115,6 +151,7 @@ impl Rows {
             at = piece.end;
         }
         sample.targets = labels.split_off(1);
+        sample.soft = soft.map(|soft| soft.range(1..soft.len()));
         sample.input_ids.pop();
         sample.positions.pop();
         let num_inputs = sample.input_ids.len() as u32;
@@ -135,6 +172,16 @@ impl Rows {
             ids.push(separator);
             labels.push(separator as i32);
         }
+    }
+
+    /// Appends a list for each token of `piece` of the stream, which lies within `document`; a separator's is empty.
+    fn read_soft(&self, document: usize, stream: &Range<u64>, piece: Range<u64>, soft: &mut SoftLabels) {
+        let tokens = self.store.document(document);
+        let token_of = |at: u64| (tokens.start + (at - stream.start)).min(tokens.end);
+        let stored = token_of(piece.start)..token_of(piece.end);
+        let num_stored = stored.end - stored.start;
+        self.store.read_soft(stored, soft);
+        (num_stored..piece.end - piece.start).for_each(|_| soft.push([]));
     }
 
     /// Where the tokens of `document` lie in the stream, its separator included.

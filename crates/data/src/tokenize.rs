@@ -16,7 +16,9 @@ use rayon::prelude::*;
 use crate::cache::Writer;
 use crate::error::{DataError, Result};
 use crate::join::{Chunk, Document, Joiner, cuts, encode_chunk, encode_document};
+use crate::packing::IGNORE;
 use crate::source::jsonl::{LineReader, Lines, text_of};
+use crate::source::labels::{ClassLabel, Classes, class_of};
 use crate::source::text::Span;
 use crate::source::tokenized::{TokenRow, row_of};
 use crate::tokenizer::Tokenizer;
@@ -91,44 +93,60 @@ impl<'a> Workers<'a> {
         finish(joiner, writer)
     }
 
-    /// One document per row, its text in `text_field`.
+    /// One document per row, its text in `text_field`, with a class if rows have `classes`.
     pub(crate) fn jsonl(
         &self,
         ranges: &[RowRange],
         text_field: &str,
         tokenizer: &Tokenizer,
+        classes: Option<Classes<'_>>,
         writer: &mut Writer,
     ) -> Result<()> {
         let chunk_bytes = self.chunk_bytes;
         let encode = |lines: &Lines, rows: std::ops::Range<u64>| {
             let mut documents = Vec::new();
             lines.for_each_row(rows, |place, row| {
+                let class = classes.map(|classes| class_of(place, &row, classes.names)).transpose()?;
                 let row = Row { path: &lines.path, text: text_of(place, row, text_field)? };
-                documents.push((encode_document(&row, tokenizer, chunk_bytes)?, row.num_bytes()));
+                documents.push((encode_document(&row, tokenizer, chunk_bytes)?, row.num_bytes(), class));
                 Ok(())
             })?;
             Ok(documents)
         };
-        self.rows(ranges, encode, |(ids, num_bytes)| {
+        self.rows(ranges, encode, |(ids, num_bytes, class)| {
             writer.start_document()?;
             writer.add_text_bytes(num_bytes);
-            writer.push(&ids)
+            match class {
+                Some(class) => push_classed(writer, ids, class, classes.and_then(|classes| classes.pad)),
+                None => writer.push(&ids),
+            }
         })
     }
 
-    /// One document per row, tokens already.
-    pub(crate) fn tokenized(&self, ranges: &[RowRange], vocab_size: Option<usize>, writer: &mut Writer) -> Result<()> {
+    /// One document per row, tokens already, with a class if rows have `classes`.
+    pub(crate) fn tokenized(
+        &self,
+        ranges: &[RowRange],
+        vocab_size: Option<usize>,
+        classes: Option<Classes<'_>>,
+        writer: &mut Writer,
+    ) -> Result<()> {
         let parse = |lines: &Lines, rows: std::ops::Range<u64>| {
             let mut documents = Vec::new();
             lines.for_each_row(rows, |place, row| {
-                documents.push(row_of(place, &row, vocab_size)?);
+                let class = classes.map(|classes| class_of(place, &row, classes.names)).transpose()?;
+                documents.push((row_of(place, &row, vocab_size)?, class));
                 Ok(())
             })?;
             Ok(documents)
         };
-        self.rows(ranges, parse, |TokenRow { input_ids, labels }| {
+        self.rows(ranges, parse, |(TokenRow { input_ids, labels, soft }, class)| {
             writer.start_document()?;
-            writer.push_labelled(&input_ids, labels.as_deref())
+            if let Some(class) = class {
+                return push_classed(writer, input_ids, class, classes.and_then(|classes| classes.pad));
+            }
+            writer.push_labelled(&input_ids, labels.as_deref())?;
+            soft.map_or(Ok(()), |lists| writer.push_soft(&lists))
         })
     }
 
@@ -164,6 +182,18 @@ impl<'a> Workers<'a> {
         }
         Ok(())
     }
+}
+
+/// Appends a row whose class is the label of its last token; padding at its end is taken off, but for its first token.
+fn push_classed(writer: &mut Writer, mut ids: Vec<u32>, class: ClassLabel, pad: Option<u32>) -> Result<()> {
+    while ids.len() > 1 && ids.last().copied() == pad {
+        ids.pop();
+    }
+    let mut labels = vec![IGNORE; ids.len()];
+    let Some(last) = labels.last_mut() else { return Ok(()) };
+    *last = class.class;
+    writer.push_labelled(&ids, Some(&labels))?;
+    class.soft.map_or(Ok(()), |soft| writer.push_soft(&[soft]))
 }
 
 fn finish(joiner: Option<Joiner<'_>>, writer: &mut Writer) -> Result<()> {

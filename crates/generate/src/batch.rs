@@ -1,13 +1,33 @@
 //! Rows of the data crate as one packed micro-batch: one row after another, without padding.
 
-use data::Sample;
-use ops::{Batch, Document, Result};
-use tensor::Queue;
+use data::{Sample, SoftLabels};
+use models::Model;
+use ops::{Batch, Document, OpError, Result};
+use tensor::{MemoryKind, Queue, SoftTargets};
 
 /// Tokens that one forward pass takes at most, unless a single row is longer.
 pub const TOKENS_PER_PASS: usize = 4096;
 
-/// The micro-batch of `samples`. N = tokens of all of them.
+/// Refuses a row that has not the kind of target that the model predicts: a class, or tokens.
+///
+/// # Errors
+/// [`OpError::WrongTask`].
+pub fn check_task(model: &Model, sample: &Sample) -> Result<()> {
+    let wrong = |message: String| Err(OpError::WrongTask(message));
+    match (model.labels().map(|labels| labels.names().len()), sample.class) {
+        (None, None) => Ok(()),
+        (Some(count), Some(class)) if (class as usize) < count => Ok(()),
+        (Some(count), Some(class)) => {
+            wrong(format!("a row is of class {class}; the model's classes are 0 to {}: correct the row", count - 1))
+        }
+        (Some(_), None) => wrong("the model is a classifier and a row has no class; give rows with a label".to_owned()),
+        (None, Some(_)) => {
+            wrong("the model predicts tokens and a row has a class; make it a classifier (model.labels)".to_owned())
+        }
+    }
+}
+
+/// The micro-batch of `samples`. N = tokens of all of them. Its targets are tokens, or classes where the samples have them.
 ///
 /// `first_sample`: the number of the first one in the global batch; dropout draws by it.
 ///
@@ -22,7 +42,36 @@ pub fn to_batch(queue: &Queue, samples: &[Sample], first_sample: u32) -> Result<
         targets.extend_from_slice(&sample.targets);
         documents.extend(documents_of(sample, number));
     }
-    Batch::new(queue, &ids, Some(&targets), &documents)
+    let mut batch = Batch::new(queue, &ids, Some(&targets), &documents)?;
+    if samples.iter().any(|sample| sample.class.is_some()) {
+        let class = |sample: &Sample| sample.class.expect("to_batch: all samples have a class or none") as i32;
+        targets = samples.iter().map(class).collect();
+        batch = batch.with_classes(queue, &targets)?;
+    }
+    batch.soft_targets = soft_targets(queue, samples, &targets)?;
+    Ok(batch)
+}
+
+/// A list for each of `targets`, if any sample has soft labels: its own, else its single label.
+fn soft_targets(queue: &Queue, samples: &[Sample], targets: &[i32]) -> Result<Option<SoftTargets<tensor::Tensor>>> {
+    if samples.iter().all(|sample| sample.soft.is_none()) {
+        return Ok(None);
+    }
+    let (mut lists, mut row) = (SoftLabels::default(), 0);
+    for sample in samples {
+        let num_targets = if sample.class.is_some() { 1 } else { sample.input_ids.len() };
+        for index in 0..num_targets {
+            let soft: Vec<(u32, f32)> = sample.soft.iter().flat_map(|soft| soft.list(index)).collect();
+            let single = u32::try_from(targets[row]).ok().filter(|_| soft.is_empty());
+            lists.push(soft.into_iter().chain(single.map(|id| (id, 1.0))));
+            row += 1;
+        }
+    }
+    let SoftLabels { starts, ids, probabilities } = lists;
+    let upload = |data: &[u32]| queue.upload(MemoryKind::Activations, [data.len()], data);
+    let (starts, ids) = (upload(&starts)?, upload(&ids)?);
+    let probabilities = queue.upload(MemoryKind::Activations, [probabilities.len()], &probabilities)?;
+    Ok(Some(SoftTargets { starts, ids, probabilities }))
 }
 
 fn documents_of(sample: &Sample, number: u32) -> impl Iterator<Item = Document> + '_ {
@@ -80,6 +129,7 @@ mod tests {
             targets: vec![IGNORE; len as usize],
             positions: (0..len).collect(),
             document_starts: vec![0],
+            ..Sample::default()
         }
     }
 
@@ -91,6 +141,7 @@ mod tests {
             targets: vec![6, IGNORE, 8, 9, 1],
             positions: vec![0, 1, 0, 1, 2],
             document_starts: vec![0, 2],
+            ..Sample::default()
         };
         let batch = to_batch(&queue, &[two_documents, row(3)], 40).unwrap();
         let read = |x| queue.read::<u32>(x).unwrap();

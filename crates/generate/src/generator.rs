@@ -52,6 +52,9 @@ pub enum GenerateError {
         /// What the model can hold.
         positions: usize,
     },
+    /// It predicts classes.
+    #[error("the model is a classifier, which makes no text; evaluate it on labelled rows (bessemer eval)")]
+    Classifier,
     /// Text, and no tokenizer.
     #[error("the model's folder has no tokenizer.json, so it takes no text; give tokens as ids (--tokens)")]
     NoTokenizer,
@@ -112,6 +115,9 @@ impl<'a> Generator<'a> {
     /// Ready to continue `prompt`; an empty one starts from `options.bos`. Runs nothing.
     pub fn new(forward: Forward<'a>, prompt: &[u32], options: GenerateOptions) -> Result<Self, GenerateError> {
         options.sampling.check()?;
+        if forward.model.labels().is_some() {
+            return Err(GenerateError::Classifier);
+        }
         let tokens = match (prompt, options.bos) {
             ([], None) => return Err(GenerateError::EmptyPrompt),
             ([], Some(bos)) => vec![bos],

@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 mod batch;
+mod confusion;
 mod eval;
 mod forward;
 mod generator;
@@ -22,7 +23,8 @@ mod options;
 pub mod sampling;
 mod score;
 
-pub use batch::{TOKENS_PER_PASS, to_batch};
+pub use batch::{TOKENS_PER_PASS, check_task, to_batch};
+pub use confusion::Confusion;
 pub use eval::{Evaluation, LossSum, evaluate};
 pub use forward::Forward;
 pub use generator::{GenerateError, Generated, Generator, StopReason, generate};

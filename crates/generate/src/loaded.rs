@@ -188,6 +188,7 @@ impl LoadedModel {
             regions: &Single,
             residency: &Resident,
             dtype: self.dtype,
+            precision: None,
             positions: self.positions,
         }
     }

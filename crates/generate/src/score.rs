@@ -83,6 +83,9 @@ pub enum ScoreError {
         /// Ids that the model knows.
         vocab_size: usize,
     },
+    /// It predicts classes.
+    #[error("the model is a classifier, which predicts no tokens; evaluate it on labelled rows (bessemer eval)")]
+    Classifier,
     /// The device refused or failed.
     #[error(transparent)]
     Op(#[from] OpError),
@@ -90,6 +93,9 @@ pub enum ScoreError {
 
 /// Scores `rows`, in passes of at most [`TOKENS_PER_PASS`] tokens and at least one row.
 pub fn score(forward: &Forward<'_>, rows: &[TokenizedRow]) -> Result<Scores, ScoreError> {
+    if forward.model.labels().is_some() {
+        return Err(ScoreError::Classifier);
+    }
     for (row, number) in rows.iter().zip(1..) {
         check(row, number, forward)?;
     }
@@ -131,6 +137,7 @@ fn predict_tokens(row: &TokenizedRow) -> Sample {
         positions: (0..ids.len() as u32).collect(),
         document_starts: vec![0],
         input_ids: ids.clone(),
+        ..Sample::default()
     }
 }
 

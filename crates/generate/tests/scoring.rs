@@ -34,6 +34,7 @@ fn sample(ids: &[u32]) -> Sample {
         targets: ids[1..].iter().map(|&id| id as i32).chain([IGNORE]).collect(),
         positions: (0..ids.len() as u32).collect(),
         document_starts: vec![0],
+        ..Sample::default()
     }
 }
 
@@ -167,6 +168,7 @@ fn a_model_that_knows_nothing_of_bytes_needs_eight_bits_for_each() {
         threads: 1,
         chunk_bytes: data::CHUNK_BYTES,
         vocab_size: Some(256),
+        classes: None,
         on_event: &|_| {},
     };
     let dataset = open_evaluation(&Sources(vec![source]), loaded.tokenizer.as_ref(), &options, "--data").expect("data");

@@ -39,6 +39,7 @@ pub mod rms_norm;
 pub mod rope;
 pub mod scatter_rows;
 pub mod silu_mul;
+pub mod survey;
 pub mod tree_sum;
 pub mod update;
 

@@ -5,6 +5,7 @@
 
 use crate::families::ModelConfig;
 use crate::param::{Dim, Init, ParamSpec};
+use crate::task::Labels;
 use ops::{Cx, Flow, Linear, ParamId, Result, WeightLayout};
 
 /// One block: hidden states in, hidden states out.
@@ -41,6 +42,11 @@ impl Model {
     /// Numbers that are trained or loaded: computed tables do not count.
     pub fn num_parameters(&self) -> usize {
         self.params.iter().filter(|spec| !spec.is_table()).map(ParamSpec::elements).sum()
+    }
+
+    /// The classes, if it is a classifier.
+    pub fn labels(&self) -> Option<&Labels> {
+        self.config.as_ref().and_then(|config| config.task.labels())
     }
 
     /// The id of a parameter.

@@ -16,11 +16,12 @@ pub mod param;
 pub mod pass;
 pub mod recompute;
 pub mod registry;
+pub mod task;
 pub mod weights;
 
 pub use block::{Block, LinearSpec, Model, ModelBuilder, NamedBlock};
 pub use families::ModelConfig;
 pub use param::{Dim, Init, ParamSpec};
 pub use pass::{Pass, PassOutput, Recorded, Residency, Resident};
-
 pub use recompute::Recompute;
+pub use task::{Labels, Task};

@@ -11,6 +11,8 @@ use tensor::rng::Stream;
 
 /// Rows of an embedding or a head.
 pub const VOCAB: &str = "vocab";
+/// Rows of a classification head.
+pub const LABELS: &str = "labels";
 /// Query heads.
 pub const HEADS: &str = "heads";
 /// Key-value heads.

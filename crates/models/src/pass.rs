@@ -189,7 +189,7 @@ impl Pass<'_> {
     ///
     /// `loss_weight`: the gradient of the step's loss with respect to blocks' own losses.
     pub fn backward(&self, env: &Env<'_>, recorded: Recorded, loss_weight: f32) -> Result<Cost> {
-        let HeadRequest::TokenLogprobs { seed: Some(seed) } = env.head else {
+        let HeadRequest::TokenLogprobs { seed: Some(seed), .. } = env.head else {
             panic!("Pass::backward: the head was not asked for log-probabilities with a seed");
         };
         let Recorded { mut stretches, first_trained, logprobs } = recorded;

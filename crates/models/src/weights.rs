@@ -3,8 +3,9 @@
 //! Values are made or read one tensor at a time: besides the model at most one is in memory.
 
 use crate::block::Model;
-use crate::hf::{HfError, WantedWeight, WeightFiles, match_weights};
+use crate::hf::{HfError, NameRules, WantedWeight, WeightFiles, match_weights};
 use crate::param::ParamSpec;
+use crate::task::SCORE;
 use ops::{OpError, ParamId, ParamStore, Part, Role};
 use std::ops::Range;
 use std::path::Path;
@@ -48,23 +49,52 @@ pub enum WeightSource {
         /// Per parameter the name of its tensor in the files; `None` for computed tables.
         names: Vec<Option<String>>,
     },
+    /// Another source, of a language model, under a classification head that starts at random.
+    FreshHead {
+        /// What everything but the head comes from.
+        base: Box<WeightSource>,
+        /// `run.seed`.
+        seed: u64,
+    },
 }
 
 impl WeightSource {
     /// Opens a folder and holds every name and shape against the model. Reads headers only.
     pub fn folder(folder: &Path, model: &Model) -> Result<Self, HfError> {
+        let config = model.config.as_ref().expect("WeightSource::folder: a model read from a folder has a config");
+        Self::matched(folder, model, &config.name_rules(), &ParamSpec::is_table)
+    }
+
+    /// The same for a classifier and the folder of a language model, whose head is left where it is.
+    pub fn folder_of_base(folder: &Path, model: &Model, seed: u64) -> Result<Self, HfError> {
+        let config =
+            model.config.as_ref().expect("WeightSource::folder_of_base: a model read from a folder has a config");
+        let rules = config.name_rules();
+        let endings = [rules.ignored_endings, &["lm_head.weight"]].concat();
+        let rules = NameRules { ignored_endings: &endings, ..rules };
+        let is_made = |spec: &ParamSpec| spec.is_table() || spec.name == SCORE;
+        let base = Box::new(Self::matched(folder, model, &rules, &is_made)?);
+        Ok(Self::FreshHead { base, seed })
+    }
+
+    /// `is_made`: parameters that no file holds.
+    fn matched(
+        folder: &Path,
+        model: &Model,
+        rules: &NameRules<'_>,
+        is_made: &dyn Fn(&ParamSpec) -> bool,
+    ) -> Result<Self, HfError> {
         let files = WeightFiles::open(folder)?;
-        let stored: Vec<&ParamSpec> = model.params.iter().filter(|spec| !spec.is_table()).collect();
+        let stored: Vec<&ParamSpec> = model.params.iter().filter(|spec| !is_made(spec)).collect();
         let wanted: Vec<WantedWeight> = (stored.iter())
             .map(|spec| {
                 let axes: Vec<String> = spec.dims.iter().map(axes).collect();
                 WantedWeight { name: spec.name.clone(), shape: spec.shape().dims().to_vec(), axes: axes.join(" x ") }
             })
             .collect();
-        let config = model.config.as_ref().expect("WeightSource::folder: a model read from a folder has a config");
-        let found = match_weights(&files, &config.name_rules(), &wanted)?;
+        let found = match_weights(&files, rules, &wanted)?;
         let mut found = found.into_iter().map(|entry| entry.name.to_owned());
-        let names = model.params.iter().map(|spec| if spec.is_table() { None } else { found.next() }).collect();
+        let names = model.params.iter().map(|spec| if is_made(spec) { None } else { found.next() }).collect();
         Ok(Self::Files { files, names })
     }
 
@@ -87,6 +117,8 @@ impl WeightSource {
             Self::Random { seed } => Ok(spec.initial(*seed, run)),
             Self::Reader(_) if spec.is_table() => Ok(spec.initial(0, run)),
             Self::Reader(read) => read(spec, run),
+            Self::FreshHead { seed, .. } if spec.name == SCORE => Ok(spec.initial(*seed, run)),
+            Self::FreshHead { base, .. } => base.elements(id, spec, run),
             Self::Shapes => Ok(vec![0.0; run.len()]),
         }
     }

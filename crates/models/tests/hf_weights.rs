@@ -47,7 +47,7 @@ fn write(folder: &Path, tensors: &[Tensor], max_shard_bytes: u64) -> Vec<PathBuf
     writer.write(&specs.collect::<Vec<_>>(), |name| Ok::<_, HfError>(Cow::Borrowed(bytes[name]))).unwrap()
 }
 
-fn gpt2_rules() -> NameRules {
+fn gpt2_rules() -> NameRules<'static> {
     ModelConfig::from_folder(&fixture("gpt2")).unwrap().name_rules()
 }
 

@@ -5,7 +5,7 @@
 //! tokens. Saved: the packed rows, the output, one log-sum-exp a token and head.
 
 use crate::cx::DropoutSite;
-use crate::{Cost, Cx, Env, Kept, Op, OpError, Result, ShapeError, Var};
+use crate::{Cost, Cx, Env, Family, Kept, Op, OpError, Result, ShapeError, Var};
 use std::sync::Arc;
 use tensor::{AttentionArgs, AttentionBackwardArgs, AttentionDropout, AttentionSpec, Segment, Tensor};
 
@@ -78,6 +78,10 @@ impl Attention {
 impl Op for Attention {
     fn name(&self) -> &'static str {
         "attention"
+    }
+
+    fn family(&self) -> Option<Family> {
+        Some(Family::Attention)
     }
 
     fn forward(&mut self, env: &Env<'_>, inputs: &[Tensor]) -> Result<Tensor> {

@@ -2,7 +2,7 @@
 
 use crate::{Env, Result};
 use std::sync::Arc;
-use tensor::{MemoryKind, Queue, Segment, Tensor};
+use tensor::{MemoryKind, Queue, Segment, SoftTargets, Tensor};
 
 /// A run of tokens that see each other: a document, or the part of one that lies in a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,10 +29,11 @@ pub struct Batch {
     pub row_positions: Tensor,
     /// u32 `[N]`: sample in the global batch.
     pub samples: Tensor,
-    /// i32 `[N]`: the token to predict after each; negative: not counted. `None` when only logits are wanted.
+    /// i32 `[N]`: the token to predict after each; negative: not counted. `None` when only logits are wanted. Under
+    /// classification `[documents]`: the class of each.
     pub targets: Option<Tensor>,
-    /// f32 [N, V]: probabilities to predict instead of a single token.
-    pub soft_targets: Option<Tensor>,
+    /// Distributions to predict instead of single tokens, one list a target.
+    pub soft_targets: Option<SoftTargets<Tensor>>,
     /// Which queries see which keys.
     pub segments: Arc<[Segment]>,
     /// Targets that count.
@@ -79,6 +80,17 @@ impl Batch {
             segments,
             num_targets: targets.map_or(0, |t| t.iter().filter(|&&t| t >= 0).count()),
         })
+    }
+
+    /// The same tokens with a class to predict for each document in place of a token after each token.
+    ///
+    /// # Panics
+    /// If there is not one class a document.
+    pub fn with_classes(self, queue: &Queue, classes: &[i32]) -> Result<Self> {
+        let documents = self.segments.len();
+        assert_eq!(classes.len(), documents, "Batch::with_classes: one class for each document");
+        let targets = Some(queue.upload(MemoryKind::Activations, [documents], classes)?);
+        Ok(Self { targets, num_targets: classes.iter().filter(|class| **class >= 0).count(), ..self })
     }
 }
 

@@ -1,20 +1,26 @@
 //! What a block sees while it runs.
 
+use crate::precision::Cast;
 use crate::probe::{Probe, watched};
-use crate::{Batch, Cost, KvCache, Op, Params, RecomputedOp, Regions, Result, Segment, Tape, Var};
+use crate::tape::Run;
+use crate::{
+    Batch, Cost, Family, KvCache, Op, Params, Precision, RecomputedOp, Regions, Result, Saw, Segment, Site, Tape, Var,
+};
 use std::cell::Cell;
-use tensor::{DType, DropoutArgs, MemoryKind, Queue, Shape, Tensor};
+use tensor::{DType, DropoutArgs, LossTerms, MemoryKind, Queue, Shape, Tensor};
 
 /// What the head is asked for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum HeadRequest {
-    /// The log-probability of every target, f32 `[N]`.
+    /// The log-probability of every target, with `terms` added, f32 `[N]`.
     ///
     /// `seed`: the gradient of the loss with respect to every counted log-probability, when it is one constant known
     /// beforehand (mean cross-entropy): forward and backward of the head then run in one pass over the logits.
     TokenLogprobs {
         /// See above.
         seed: Option<f32>,
+        /// What training adds to cross-entropy; the default adds nothing.
+        terms: LossTerms,
     },
     /// The logits after the last token of each document, f32 [documents, V].
     LastLogits,
@@ -26,6 +32,7 @@ pub enum HeadRequest {
 pub type HeadOutput = Tensor;
 
 /// Everything of a step that does not change from op to op.
+#[derive(Clone, Copy)]
 pub struct Env<'a> {
     /// The device.
     pub queue: &'a Queue,
@@ -35,8 +42,10 @@ pub struct Env<'a> {
     pub regions: &'a dyn Regions,
     /// The tokens.
     pub batch: &'a Batch,
-    /// The format of activations.
+    /// The format of activations; for an op, that of its own output.
     pub dtype: DType,
+    /// The format of each op; none: all run in `dtype`.
+    pub precision: Option<&'a dyn Precision>,
     /// What the head is asked for.
     pub head: HeadRequest,
     /// (seed, step) when dropout is on.
@@ -108,6 +117,16 @@ impl Flow {
     }
 }
 
+/// What an op gives in f32 for the same inputs. What it saves for backward is overwritten by its forward proper. None for
+/// the head, whose forward has made gradients, and where keys are appended to a cache.
+fn exact_output(op: &mut impl Op, env: &Env<'_>, site: Site, inputs: &[Tensor]) -> Result<Option<Tensor>> {
+    if site.family == Family::Head || env.cache.is_some() {
+        return Ok(None);
+    }
+    let inputs = inputs.iter().map(|x| env.cast(x, DType::F32)).collect::<Result<Vec<Tensor>>>()?;
+    op.forward(&Env { dtype: DType::F32, ..*env }, &inputs).map(Some)
+}
+
 /// A block's view of one forward pass: applies ops and puts them on the tape.
 pub struct Cx<'a> {
     /// What does not change from op to op.
@@ -164,16 +183,70 @@ impl<'a> Cx<'a> {
 
     /// Applies an op; `trains`: whether it has a trained weight.
     pub(crate) fn apply_with(&mut self, op: impl Op + 'static, vars: &[Var], trains: bool) -> Result<Var> {
+        let (env, run) = self.run_of(&op, vars);
+        if self.agree(&env, vars) {
+            let inputs: Vec<Tensor> = vars.iter().map(|v| self.tape.value(*v).clone()).collect();
+            return self.append(op, &env, run, vars, &inputs, trains);
+        }
+        let vars = vars.iter().map(|var| self.cast(*var, env.dtype)).collect::<Result<Vec<Var>>>()?;
         let inputs: Vec<Tensor> = vars.iter().map(|v| self.tape.value(*v).clone()).collect();
-        self.cost += op.cost(self.env, &inputs);
-        self.tape.append(watched(op, self.env, self.block), self.env, vars, &inputs, trains)
+        self.append(op, &env, run, &vars, &inputs, trains)
     }
 
     /// Applies an op that may write its output over its input, which nobody may use afterwards.
     pub(crate) fn apply_in_place(&mut self, op: impl Op + 'static, var: Var) -> Result<Var> {
+        let (env, run) = self.run_of(&op, &[var]);
+        let var = self.cast(var, env.dtype)?;
         let input = self.tape.consume(var);
-        self.cost += op.cost(self.env, std::slice::from_ref(&input));
-        self.tape.append(watched(op, self.env, self.block), self.env, &[var], &[input], false)
+        self.append(op, &env, run, &[var], &[input], false)
+    }
+
+    fn append(
+        &mut self,
+        mut op: impl Op + 'static,
+        env: &Env<'_>,
+        run: Run,
+        vars: &[Var],
+        inputs: &[Tensor],
+        trains: bool,
+    ) -> Result<Var> {
+        self.cost += op.cost(env, inputs);
+        let seen = run.site.and_then(|site| Some((env.precision.filter(|precision| precision.watches())?, site)));
+        let Some((precision, site)) = seen else {
+            return self.tape.append(watched(op, env, self.block), env, run, vars, inputs, trains);
+        };
+        let compares = env.dtype != DType::F32 && precision.compares(site);
+        let exact = compares.then(|| exact_output(&mut op, env, site, inputs)).transpose()?.flatten();
+        let output = self.tape.append(watched(op, env, self.block), env, run, vars, inputs, trains)?;
+        precision.saw(env, site, Saw::Output, self.tape.value(output), exact.as_ref())?;
+        Ok(output)
+    }
+
+    /// Where an op stands and the environment in its format.
+    fn run_of(&self, op: &impl Op, vars: &[Var]) -> (Env<'a>, Run) {
+        let Some(precision) = self.env.precision else { return (*self.env, Run { site: None, dtype: self.env.dtype }) };
+        let site = op.family().map(|family| Site { block: self.block, family });
+        let dtype = match (site, vars.first()) {
+            (Some(site), _) => precision.dtype(site),
+            (None, Some(first)) => self.tape.value(*first).dtype(),
+            (None, None) => self.env.dtype,
+        };
+        (Env { dtype, ..*self.env }, Run { site, dtype })
+    }
+
+    /// Whether nothing must be cast.
+    fn agree(&self, env: &Env<'_>, vars: &[Var]) -> bool {
+        env.precision.is_none() || vars.iter().all(|var| self.tape.value(*var).dtype() == env.dtype)
+    }
+
+    /// A value in another format; itself if it has that already, or if there is one format only.
+    fn cast(&mut self, var: Var, dtype: DType) -> Result<Var> {
+        let from = self.tape.value(var).dtype();
+        if self.env.precision.is_none() || from == dtype {
+            return Ok(var);
+        }
+        let (env, input) = (Env { dtype, ..*self.env }, self.tape.value(var).clone());
+        self.append(Cast { from }, &env, Run { site: None, dtype }, &[var], &[input], false)
     }
 
     /// The next dropout site of this block.

@@ -2,7 +2,7 @@
 //!
 //! Backward adds each token's gradient to its row, in f32 and in token order. Nothing is saved but ids.
 
-use crate::{Cost, Cx, Env, GradSlot, Op, ParamId, Result, Var};
+use crate::{Cost, Cx, Env, Family, GradSlot, Op, ParamId, Result, Var};
 use tensor::{EmbeddingArgs, EmbeddingBackwardArgs, FillArgs, Tensor};
 
 struct Embedding {
@@ -24,13 +24,17 @@ impl Op for Embedding {
         "embedding"
     }
 
+    fn family(&self) -> Option<Family> {
+        Some(Family::Embedding)
+    }
+
     fn forward(&mut self, env: &Env<'_>, _: &[Tensor]) -> Result<Tensor> {
-        let table = env.params.weight(self.tokens)?;
+        let table = env.weight(self.tokens)?;
         let y = env.alloc([env.batch.num_tokens, table.shape().width()])?;
         let args = EmbeddingArgs { table: &table, ids: &env.batch.ids, y: &y, accumulate: false };
         (env.queue.backend().embedding)(env.queue, args)?;
         if let Some(positions) = self.positions {
-            let table = env.params.weight(positions)?;
+            let table = env.weight(positions)?;
             let args = EmbeddingArgs { table: &table, ids: &env.batch.positions, y: &y, accumulate: true };
             (env.queue.backend().embedding)(env.queue, args)?;
         }

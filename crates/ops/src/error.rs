@@ -47,6 +47,9 @@ pub enum OpError {
         /// In the communicator's words.
         message: String,
     },
+    /// The data are not what the model predicts: classes for a language model, tokens for a classifier.
+    #[error("{0}")]
+    WrongTask(String),
     /// Ranks that share weights or gradients lost one of them.
     #[error("{0}")]
     Ranks(String),

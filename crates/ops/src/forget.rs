@@ -12,7 +12,7 @@
 //! - The output of an op that costs nothing ([`Op::is_cheap`]: a crossing between ranks, a rotation) goes with its input.
 //! - What the segment hands out stays.
 
-use crate::tape::{Segment, Tape, Var};
+use crate::tape::{Node, Segment, Tape, Var};
 use crate::{Cost, Env, Op, Result};
 use tensor::Tensor;
 
@@ -145,7 +145,8 @@ impl Segment {
         let producer = producer.expect("Segment::make_again: what is let go has an op on the tape");
         let vars = self.nodes[producer].inputs.clone();
         let inputs = vars.into_iter().map(|var| self.make_again(env, var, cost)).collect::<Result<Vec<_>>>()?;
-        let op = &mut self.nodes[producer].op;
+        let Node { op, run, .. } = &mut self.nodes[producer];
+        let env = &Env { dtype: run.dtype, ..*env };
         *cost += op.cost(env, &inputs);
         let value = op.forward(env, &inputs)?;
         self.values[var.index()] = Some(value.clone());

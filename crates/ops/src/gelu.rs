@@ -2,7 +2,7 @@
 //!
 //! Saved: `x`.
 
-use crate::{Cost, Cx, Env, Kept, Op, Result, Var};
+use crate::{Cost, Cx, Env, Family, Kept, Op, Result, Var};
 use tensor::{Gelu, GeluArgs, GeluBackwardArgs, Tensor};
 
 struct GeluOp {
@@ -13,6 +13,10 @@ struct GeluOp {
 impl Op for GeluOp {
     fn name(&self) -> &'static str {
         "gelu"
+    }
+
+    fn family(&self) -> Option<Family> {
+        Some(Family::Activation)
     }
 
     fn forward(&mut self, env: &Env<'_>, inputs: &[Tensor]) -> Result<Tensor> {

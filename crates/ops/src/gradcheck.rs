@@ -124,6 +124,7 @@ where
             regions: &Single,
             batch: &self.batch,
             dtype: DType::F32,
+            precision: None,
             head: self.case.head,
             dropout: self.case.dropout.then_some((1, 1)),
             cache: None,
@@ -136,7 +137,7 @@ where
         }
         let out = (self.op)(&mut cx, &vars, &ids)?;
         let projection = match self.case.head {
-            HeadRequest::TokenLogprobs { seed: Some(seed) } => vec![seed; cx.value(out).shape().elements()],
+            HeadRequest::TokenLogprobs { seed: Some(seed), .. } => vec![seed; cx.value(out).shape().elements()],
             _ => normal(0, "projection", cx.value(out).shape()),
         };
         then(&env, cx, &vars, out, projection, &store)

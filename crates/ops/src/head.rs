@@ -2,7 +2,8 @@
 //! tokens x vocabulary logits.
 //!
 //! `logits = x W^T`, `logprob = logit[target] - log_sum_exp(logits)`. The output is the log-probability of each target; the
-//! mean cross-entropy, preference losses and distillation are all made of it.
+//! mean cross-entropy, preference losses and distillation are all made of it. Soft targets take its expectation, and label
+//! smoothing and z-loss come in where the request has [`LossTerms`]; the formula is that of `kernels::cross_entropy`.
 //!
 //! Two ways backward:
 //! - General: the log-sum-exp is saved, logits are made again chunk by chunk, `dlogits = g (onehot - softmax)`.
@@ -10,9 +11,11 @@
 //!   is one known constant, so `dx` and `dW` are made in forward while the chunk's logits are at hand. Backward then hands
 //!   `dx` out.
 
-use crate::{Cost, Cx, Env, HeadRequest, Linear, Op, Result, Var};
+use crate::{Cost, Cx, Env, Family, HeadRequest, Linear, Op, Result, Var};
 use std::ops::Range;
-use tensor::{CopyArgs, CrossEntropyArgs, CrossEntropyBackwardArgs, DType, FillArgs, MemoryKind, Tensor};
+use tensor::{
+    CopyArgs, CrossEntropyArgs, CrossEntropyBackwardArgs, DType, FillArgs, LossTerms, MemoryKind, SoftTargets, Tensor,
+};
 
 /// f32 logits of one chunk take about this much memory.
 const CHUNK_BYTES: usize = 64 << 20;
@@ -23,6 +26,8 @@ struct Head {
     record: bool,
     /// Whether nothing stands between the log-probabilities and the loss, so that one pass may be taken.
     is_output: bool,
+    /// Label smoothing and z-loss, from the request.
+    terms: LossTerms,
     saved: Option<Saved>,
 }
 
@@ -70,7 +75,8 @@ impl Head {
         let args = CrossEntropyBackwardArgs {
             logits: chunk.logits,
             targets: &self.targets(env).rows(rows.clone()),
-            soft_targets: soft.as_ref(),
+            soft_targets: soft.as_ref().map(SoftTargets::borrowed),
+            terms: self.terms,
             log_sum_exp: &chunk.log_sum_exp,
             scale,
             dlogits: &dlogits,
@@ -93,7 +99,8 @@ impl Head {
             let args = CrossEntropyArgs {
                 logits: &logits,
                 targets: &self.targets(env).rows(rows.clone()),
-                soft_targets: soft.as_ref(),
+                soft_targets: soft.as_ref().map(SoftTargets::borrowed),
+                terms: self.terms,
                 logprobs: &logprobs.rows(rows.clone()),
                 log_sum_exp: &chunk.log_sum_exp,
             };
@@ -136,9 +143,16 @@ impl Op for Head {
         "head"
     }
 
+    fn family(&self) -> Option<Family> {
+        Some(Family::Head)
+    }
+
     fn forward(&mut self, env: &Env<'_>, inputs: &[Tensor]) -> Result<Tensor> {
         match env.head {
-            HeadRequest::TokenLogprobs { seed } => self.token_logprobs(env, &inputs[0], seed),
+            HeadRequest::TokenLogprobs { seed, terms } => {
+                self.terms = terms;
+                self.token_logprobs(env, &inputs[0], seed)
+            }
             HeadRequest::LastLogits => self.last_logits(env, &inputs[0]),
             HeadRequest::AllLogits => self.logits(env, &inputs[0]),
         }
@@ -188,6 +202,6 @@ impl Cx<'_> {
         let x = self.loss(x)?;
         let trains = self.env.params.is_trained(linear.weight);
         let record = self.records();
-        self.apply_with(Head { linear, record, is_output, saved: None }, &[x], trains)
+        self.apply_with(Head { linear, record, is_output, terms: LossTerms::default(), saved: None }, &[x], trains)
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Saved: `x` and two numbers a row; the normalised values are made again in backward.
 
-use crate::{Cost, Cx, Env, GradSlot, Kept, Op, ParamId, Result, Var};
+use crate::{Cost, Cx, Env, Family, GradSlot, Kept, Op, ParamId, Result, Var};
 use tensor::{DType, FillArgs, LayerNormArgs, LayerNormBackwardArgs, MemoryKind, Tensor};
 
 struct LayerNorm {
@@ -19,11 +19,15 @@ impl Op for LayerNorm {
         "layer_norm"
     }
 
+    fn family(&self) -> Option<Family> {
+        Some(Family::Norm)
+    }
+
     fn forward(&mut self, env: &Env<'_>, inputs: &[Tensor]) -> Result<Tensor> {
         let x = &inputs[0];
         let rows = x.shape().rows();
         let (y, mean, inv_std) = (env.alloc(x.shape())?, env.alloc_f32([rows])?, env.alloc_f32([rows])?);
-        let (weight, bias) = (env.params.weight(self.weight)?, env.params.weight(self.bias)?);
+        let (weight, bias) = (env.weight(self.weight)?, env.weight(self.bias)?);
         let (w, b, eps) = (&weight, &bias, self.eps);
         let args = LayerNormArgs { x, weight: w, bias: b, eps, y: &y, mean: &mean, inv_std: &inv_std };
         (env.queue.backend().layer_norm)(env.queue, args)?;
@@ -33,7 +37,7 @@ impl Op for LayerNorm {
 
     fn backward(self: Box<Self>, env: &Env<'_>, dy: Tensor) -> Result<Vec<Option<Tensor>>> {
         let (x, (mean, inv_std)) = self.x.zip(self.saved).expect("LayerNorm::backward: before forward");
-        let (dx, weight) = (env.alloc(x.shape())?, env.params.weight(self.weight)?);
+        let (dx, weight) = (env.alloc(x.shape())?, env.weight(self.weight)?);
         // Both are made in one pass, which adds to both or to none. A frozen one goes to scratch; one that is fresh where
         // the other is not (blocks may share only one of them) starts from zero.
         let slots = [env.params.gradient(self.weight)?, env.params.gradient(self.bias)?];

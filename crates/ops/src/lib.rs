@@ -3,6 +3,7 @@
 //! - [`Op`]: forward, backward, shape rule and cost in one type; a type without `backward` is not an op.
 //! - [`Cx`]: what a block sees while it runs: tensors in flight, weights by id, the batch, the regions.
 //! - [`Segment`]: what one block's forward leaves behind, to be run backward once.
+//! - [`Precision`]: the number format of every op, by block and [`Family`]; absent: one format for all.
 //! - [`Regions`]: where a tensor crosses into the part of a layer that ranks split. One rank: the identity.
 //!
 //! One file is one op: its formula, what it saves for backward, its cost.
@@ -26,6 +27,8 @@ mod layer_norm;
 mod linear;
 mod op;
 mod param;
+mod pool;
+mod precision;
 mod probe;
 mod region;
 mod residual;
@@ -44,6 +47,7 @@ pub use kv_cache::KvCache;
 pub use linear::{Linear, WeightLayout};
 pub use op::{Cost, Op};
 pub use param::{GradSlot, ParamId, Params};
+pub use precision::{Family, Precision, Saw, Site};
 pub use probe::{Probe, RanForward};
 pub use region::{Part, Regions, Single};
 pub use store::{ParamStore, Role};

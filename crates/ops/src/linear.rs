@@ -5,7 +5,7 @@
 //!
 //! Backward: `dx = dy W`, `dW = dy^T x`, `db = sum over tokens of dy`. Saved: `x`.
 
-use crate::{Cost, Cx, Env, GradSlot, Kept, Op, ParamId, Result, ShapeError, Var};
+use crate::{Cost, Cx, Env, Family, GradSlot, Kept, Op, ParamId, Result, ShapeError, Var};
 use tensor::{ColumnSumArgs, MatmulArgs, Shape, Tensor};
 
 /// How a checkpoint stores a matrix.
@@ -45,8 +45,8 @@ impl Linear {
 
     /// `out = x W^T + b`.
     pub(crate) fn forward(&self, env: &Env<'_>, x: &Tensor, out: &Tensor) -> Result<()> {
-        let weight = env.params.weight(self.weight)?;
-        let bias = self.bias.map(|bias| env.params.weight(bias)).transpose()?;
+        let weight = env.weight(self.weight)?;
+        let bias = self.bias.map(|bias| env.weight(bias)).transpose()?;
         let args = MatmulArgs {
             a: x,
             transpose_a: false,
@@ -61,7 +61,7 @@ impl Linear {
 
     /// `dx (+)= dy W`.
     pub(crate) fn backward_input(&self, env: &Env<'_>, dy: &Tensor, dx: &Tensor, accumulate: bool) -> Result<()> {
-        let weight = env.params.weight(self.weight)?;
+        let weight = env.weight(self.weight)?;
         let transpose_b = self.layout == WeightLayout::InOut;
         let args = MatmulArgs { a: dy, transpose_a: false, b: &weight, transpose_b, bias: None, out: dx, accumulate };
         Ok((env.queue.backend().matmul)(env.queue, args)?)
@@ -114,6 +114,10 @@ impl LinearOp {
 impl Op for LinearOp {
     fn name(&self) -> &'static str {
         "linear"
+    }
+
+    fn family(&self) -> Option<Family> {
+        Some(Family::Linear)
     }
 
     fn forward(&mut self, env: &Env<'_>, inputs: &[Tensor]) -> Result<Tensor> {

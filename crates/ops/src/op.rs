@@ -1,6 +1,6 @@
 //! The contract of an operation.
 
-use crate::{Env, Kept, Result};
+use crate::{Env, Family, Kept, Result};
 use std::ops::AddAssign;
 use tensor::Tensor;
 
@@ -27,6 +27,11 @@ impl AddAssign for Cost {
 pub trait Op: Send {
     /// The name in errors and profiles.
     fn name(&self) -> &'static str;
+
+    /// With which ops it shares its format; none: it runs in the format of what flows in.
+    fn family(&self) -> Option<Family> {
+        None
+    }
 
     /// Checks the shapes, computes the output, and keeps in `self` what backward needs.
     fn forward(&mut self, env: &Env<'_>, inputs: &[Tensor]) -> Result<Tensor>;

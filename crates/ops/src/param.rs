@@ -1,7 +1,7 @@
 //! How ops reach weights and their gradients.
 
 use crate::Result;
-use tensor::{Shape, Tensor};
+use tensor::{DType, Shape, Tensor};
 
 /// A weight of a model, by its place in the model's list of parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,6 +26,11 @@ pub struct GradSlot {
 pub trait Params {
     /// The weight in the compute dtype. It may be asked for only between gather and release of its block.
     fn weight(&self, id: ParamId) -> Result<Tensor>;
+
+    /// The weight in `dtype`, or in whatever other format it is kept: whoever asks casts it. As [`Params::weight`] otherwise.
+    fn weight_in(&self, id: ParamId, _dtype: DType) -> Result<Tensor> {
+        self.weight(id)
+    }
 
     /// The shape this rank holds; always known.
     fn shape(&self, id: ParamId) -> Shape;

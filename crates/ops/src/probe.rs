@@ -3,10 +3,10 @@
 //! With a [`Probe`] in [`Env::probe`] each op goes onto the tape inside one that watches it; without, nothing is added. Times
 //! are those of calls: a device that defers work shows it under whatever waits for it.
 
-use crate::{Cost, Env, GradSlot, Kept, Op, ParamId, Params, Result};
+use crate::{Cost, Env, Family, GradSlot, Kept, Op, ParamId, Params, Result};
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
-use tensor::{Shape, Tensor};
+use tensor::{DType, Shape, Tensor};
 
 /// An op that has run forward.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +48,10 @@ struct Watched {
 impl Op for Watched {
     fn name(&self) -> &'static str {
         self.op.name()
+    }
+
+    fn family(&self) -> Option<Family> {
+        self.op.family()
     }
 
     fn forward(&mut self, env: &Env<'_>, inputs: &[Tensor]) -> Result<Tensor> {
@@ -94,6 +98,11 @@ impl Params for Read<'_> {
     fn weight(&self, id: ParamId) -> Result<Tensor> {
         self.weights.borrow_mut().push(id);
         self.params.weight(id)
+    }
+
+    fn weight_in(&self, id: ParamId, dtype: DType) -> Result<Tensor> {
+        self.weights.borrow_mut().push(id);
+        self.params.weight_in(id, dtype)
     }
 
     fn shape(&self, id: ParamId) -> Shape {

@@ -4,7 +4,7 @@
 //! term of a sum. Saved: nothing; dropout draws its mask again from its key.
 
 use crate::cx::DropoutSite;
-use crate::{Cost, Cx, Env, GradSlot, Op, ParamId, Result, ShapeError, Var};
+use crate::{Cost, Cx, Env, Family, GradSlot, Op, ParamId, Result, ShapeError, Var};
 use tensor::{ColumnSumArgs, DropoutOpArgs, ResidualArgs, ResidualBackwardArgs, Tensor};
 
 struct Residual {
@@ -17,6 +17,10 @@ impl Op for Residual {
         "residual"
     }
 
+    fn family(&self) -> Option<Family> {
+        Some(Family::Residual)
+    }
+
     fn forward(&mut self, env: &Env<'_>, inputs: &[Tensor]) -> Result<Tensor> {
         let (x, y) = (&inputs[0], &inputs[1]);
         if x.shape() != y.shape() {
@@ -24,7 +28,7 @@ impl Op for Residual {
             return Err(ShapeError { op: "residual", arg: "y", got: y.shape(), rule }.into());
         }
         let out = env.alloc(x.shape())?;
-        let bias = self.bias.map(|bias| env.params.weight(bias)).transpose()?;
+        let bias = self.bias.map(|bias| env.weight(bias)).transpose()?;
         let dropout = env.dropout_args(self.dropout);
         let args = ResidualArgs { x, y, bias: bias.as_ref(), dropout, out: &out };
         (env.queue.backend().residual)(env.queue, args)?;

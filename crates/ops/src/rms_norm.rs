@@ -3,7 +3,7 @@
 //! `offset` is 0 for Llama (the normalised value is rounded to the compute dtype before the product, as Transformers does)
 //! and 1 for Gemma. Saved: `x` and one number a row.
 
-use crate::{Cost, Cx, Env, GradSlot, Kept, Op, ParamId, Result, Var};
+use crate::{Cost, Cx, Env, Family, GradSlot, Kept, Op, ParamId, Result, Var};
 use tensor::{DType, MemoryKind, RmsNormArgs, RmsNormBackwardArgs, Tensor};
 
 struct RmsNorm {
@@ -20,10 +20,14 @@ impl Op for RmsNorm {
         "rms_norm"
     }
 
+    fn family(&self) -> Option<Family> {
+        Some(Family::Norm)
+    }
+
     fn forward(&mut self, env: &Env<'_>, inputs: &[Tensor]) -> Result<Tensor> {
         let x = &inputs[0];
         let (y, inv_rms) = (env.alloc(x.shape())?, env.alloc_f32([x.shape().rows()])?);
-        let weight = env.params.weight(self.weight)?;
+        let weight = env.weight(self.weight)?;
         let (weight_offset, eps) = (self.weight_offset, self.eps);
         let args = RmsNormArgs { x, weight: &weight, weight_offset, eps, y: &y, inv_rms: &inv_rms };
         (env.queue.backend().rms_norm)(env.queue, args)?;
@@ -33,7 +37,7 @@ impl Op for RmsNorm {
 
     fn backward(self: Box<Self>, env: &Env<'_>, dy: Tensor) -> Result<Vec<Option<Tensor>>> {
         let (x, inv_rms) = self.x.zip(self.inv_rms).expect("RmsNorm::backward: before forward");
-        let (dx, weight) = (env.alloc(x.shape())?, env.params.weight(self.weight)?);
+        let (dx, weight) = (env.alloc(x.shape())?, env.weight(self.weight)?);
         let slot = match env.params.gradient(self.weight)? {
             Some(slot) => slot,
             None => {

@@ -3,7 +3,7 @@
 //!
 //! A rotation: backward turns the gradient by the negative angle. Nothing is saved; both directions work in place.
 
-use crate::{Cost, Cx, Env, Op, ParamId, Result, ShapeError, Var};
+use crate::{Cost, Cx, Env, Family, Op, ParamId, Result, ShapeError, Var};
 use tensor::{CopyArgs, RopeArgs, Tensor};
 
 struct Rope {
@@ -40,6 +40,10 @@ impl Rope {
 impl Op for Rope {
     fn name(&self) -> &'static str {
         "rope"
+    }
+
+    fn family(&self) -> Option<Family> {
+        Some(Family::Attention)
     }
 
     fn forward(&mut self, env: &Env<'_>, inputs: &[Tensor]) -> Result<Tensor> {

@@ -2,7 +2,7 @@
 //!
 //! Saved: the packed rows.
 
-use crate::{Cost, Cx, Env, Kept, Op, Result, ShapeError, Var};
+use crate::{Cost, Cx, Env, Family, Kept, Op, Result, ShapeError, Var};
 use tensor::{SiluMulArgs, SiluMulBackwardArgs, Tensor};
 
 struct SiluMul {
@@ -12,6 +12,10 @@ struct SiluMul {
 impl Op for SiluMul {
     fn name(&self) -> &'static str {
         "silu_mul"
+    }
+
+    fn family(&self) -> Option<Family> {
+        Some(Family::Activation)
     }
 
     fn forward(&mut self, env: &Env<'_>, inputs: &[Tensor]) -> Result<Tensor> {

@@ -2,7 +2,7 @@
 
 use crate::{GradSlot, OpError, ParamId, Params, Result};
 use std::cell::{Cell, RefCell};
-use tensor::{DType, FillArgs, MemoryKind, Queue, Shape, Tensor};
+use tensor::{AddArgs, CopyArgs, DType, FillArgs, MemoryKind, Queue, Shape, Tensor};
 
 /// What a weight is there for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,23 +18,30 @@ struct Entry {
     shape: Shape,
     role: Role,
     weight: RefCell<Option<Tensor>>,
+    /// The same in f32, where `weight` is rounded and ops may ask for it.
+    exact: RefCell<Option<Tensor>>,
     gradient: RefCell<Option<Tensor>>,
     /// Whether this step has put something into `gradient`.
     written: Cell<bool>,
+    /// Where gradients are summed in 16 bits: the sum, and whether this step has put something into it.
+    sum: RefCell<Option<Tensor>>,
+    summed: Cell<bool>,
 }
 
 /// The weights of a model. A process may hold several (a reference model, an average): there is no global state.
 #[derive(Default)]
 pub struct ParamStore {
     entries: Vec<Entry>,
+    /// The format of sums of gradients, if it is not f32.
+    sums_in: Option<DType>,
 }
 
 impl ParamStore {
     /// Adds a weight without memory; ids count from 0 in this order.
     pub fn declare(&mut self, name: impl Into<String>, shape: Shape, role: Role) -> ParamId {
         let id = ParamId(self.entries.len() as u32);
-        let (weight, gradient, written) = Default::default();
-        self.entries.push(Entry { name: name.into(), shape, role, weight, gradient, written });
+        let (weight, exact, gradient, written, sum, summed) = Default::default();
+        self.entries.push(Entry { name: name.into(), shape, role, weight, exact, gradient, written, sum, summed });
         id
     }
 
@@ -58,12 +65,65 @@ impl ParamStore {
         *entry.weight.borrow_mut() = weight;
     }
 
-    /// Forgets all gradients: the next one to come is written, not added.
-    pub fn clear_gradients(&self) {
-        self.entries.iter().for_each(|entry| entry.written.set(false));
+    /// What f32 ops read in place of a rounded weight; `None`: they cast that.
+    pub fn set_exact(&self, id: ParamId, exact: Option<Tensor>) {
+        *self.entries[id.index()].exact.borrow_mut() = exact;
     }
 
-    /// The gradients of trained weights; those that nothing was added to are zero.
+    /// Forgets all gradients: the next one to come is written, not added.
+    pub fn clear_gradients(&self) {
+        for entry in &self.entries {
+            entry.written.set(false);
+            entry.summed.set(false);
+        }
+    }
+
+    /// Keeps sums of gradients in a 16-bit format. Whoever runs a pass then opens a block's gradients before it runs, and
+    /// adds them to the sums once they are complete.
+    pub fn sum_gradients_in(&mut self, dtype: DType) {
+        self.sums_in = Some(dtype);
+    }
+
+    /// Whether sums of gradients are kept in a 16-bit format.
+    pub fn sums_gradients(&self) -> bool {
+        self.sums_in.is_some()
+    }
+
+    /// Sets aside f32 scratch for a gradient, if there is none and the weight is trained.
+    pub fn open_gradient(&self, id: ParamId, queue: &Queue) -> Result<()> {
+        let entry = &self.entries[id.index()];
+        let mut gradient = entry.gradient.borrow_mut();
+        if entry.role == Role::Trained && gradient.is_none() {
+            *gradient = Some(queue.alloc(MemoryKind::Workspace, DType::F32, entry.shape)?);
+        }
+        Ok(())
+    }
+
+    /// Adds an open gradient to its sum, in f32 and rounded to nearest, and closes it.
+    pub fn add_to_sum(&self, id: ParamId, queue: &Queue) -> Result<()> {
+        let entry = &self.entries[id.index()];
+        let gradient = entry.gradient.borrow_mut().take().filter(|_| entry.written.replace(false));
+        let Some(gradient) = gradient else { return Ok(()) };
+        let sum = entry.sum.borrow();
+        let sum = sum.as_ref().unwrap_or_else(|| panic!("ParamStore: {} has no memory for a sum", entry.name));
+        if entry.summed.replace(true) {
+            let wide = queue.alloc(MemoryKind::Workspace, DType::F32, entry.shape)?;
+            (queue.backend().copy)(queue, CopyArgs { x: sum, out: &wide })?;
+            (queue.backend().add)(queue, AddArgs { x: &wide, out: &gradient })?;
+        }
+        (queue.backend().copy)(queue, CopyArgs { x: &gradient, out: sum })?;
+        Ok(())
+    }
+
+    /// Gives back the scratch of a gradient that nothing was put into.
+    pub fn close_gradient(&self, id: ParamId) {
+        let entry = &self.entries[id.index()];
+        if !entry.written.get() {
+            entry.gradient.borrow_mut().take();
+        }
+    }
+
+    /// The gradients of trained weights, in the format of their sums; those that nothing was added to are zero.
     pub fn gradients(&self, queue: &Queue) -> Result<Vec<(ParamId, Tensor)>> {
         let mut gradients = Vec::with_capacity(self.entries.len());
         for id in self.ids().filter(|id| self.is_trained(*id)) {
@@ -106,12 +166,16 @@ impl ParamStore {
         Ok(gradient)
     }
 
-    /// The gradient of a trained weight; zero if nothing was added to it.
+    /// The gradient of a trained weight, in the format of its sum; zero if nothing was added to it.
     ///
     /// # Errors
     /// The device failed.
     pub fn gradient_of(&self, queue: &Queue, id: ParamId) -> Result<Tensor> {
-        let slot = self.entries[id.index()].slot(queue)?;
+        let entry = &self.entries[id.index()];
+        let slot = match self.sums_in {
+            None => entry.slot(queue)?,
+            Some(_) => entry.sum_slot(),
+        };
         if !slot.accumulate {
             (queue.backend().fill)(queue, FillArgs { out: &slot.tensor, value: 0.0 })?;
         }
@@ -121,7 +185,13 @@ impl ParamStore {
     /// Sets aside the memory of all gradients.
     pub fn allocate_gradients(&self, queue: &Queue) -> Result<()> {
         for entry in self.entries.iter().filter(|entry| entry.role == Role::Trained) {
-            entry.allocate_gradient(queue)?;
+            match self.sums_in {
+                None => entry.allocate_gradient(queue)?,
+                Some(dtype) => {
+                    let sum = queue.alloc(MemoryKind::Gradients, dtype, entry.shape)?;
+                    *entry.sum.borrow_mut() = Some(sum);
+                }
+            }
         }
         Ok(())
     }
@@ -136,6 +206,12 @@ impl Entry {
         Ok(())
     }
 
+    fn sum_slot(&self) -> GradSlot {
+        let sum = self.sum.borrow().clone();
+        let tensor = sum.unwrap_or_else(|| panic!("ParamStore: {} has no memory for a sum", self.name));
+        GradSlot { tensor, accumulate: self.summed.replace(true) }
+    }
+
     fn slot(&self, queue: &Queue) -> Result<GradSlot> {
         self.allocate_gradient(queue)?;
         let tensor = self.gradient.borrow().clone().expect("Entry::slot: allocated on the line above");
@@ -147,6 +223,14 @@ impl Params for ParamStore {
     fn weight(&self, id: ParamId) -> Result<Tensor> {
         let entry = &self.entries[id.index()];
         entry.weight.borrow().clone().ok_or_else(|| OpError::NotGathered { name: entry.name.clone() })
+    }
+
+    fn weight_in(&self, id: ParamId, dtype: DType) -> Result<Tensor> {
+        let exact = self.entries[id.index()].exact.borrow();
+        match &*exact {
+            Some(exact) if exact.dtype() == dtype => Ok(exact.clone()),
+            _ => self.weight(id),
+        }
     }
 
     fn shape(&self, id: ParamId) -> Shape {

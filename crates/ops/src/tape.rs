@@ -10,9 +10,9 @@
 //! - A gradient tensor may be shared by several values; it is written in place only when nobody else holds it.
 //! - Ops that lead to no trained weight and to no input that wants a gradient are not recorded.
 
-use crate::{Cost, Env, Op, Result};
+use crate::{Cost, Env, Op, Result, Saw, Site};
 use std::collections::BTreeMap;
-use tensor::{AddArgs, CopyArgs, MemoryKind, Tensor};
+use tensor::{AddArgs, CopyArgs, DType, MemoryKind, Tensor};
 
 /// A value on a tape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,8 +24,18 @@ impl Var {
     }
 }
 
+/// How an op runs.
+#[derive(Clone, Copy)]
+pub(crate) struct Run {
+    /// None where its family is of no interest.
+    pub(crate) site: Option<Site>,
+    /// The format of its output.
+    pub(crate) dtype: DType,
+}
+
 pub(crate) struct Node {
     pub(crate) op: Box<dyn Op>,
+    pub(crate) run: Run,
     pub(crate) inputs: Vec<Var>,
     pub(crate) output: Var,
 }
@@ -89,11 +99,12 @@ impl Tape {
         self.values[var.index()].take().expect("Tape::consume: consumed twice")
     }
 
-    /// Runs an op on tensors and appends it. `trains`: whether it has a trained weight of its own.
+    /// Runs an op on tensors, in the environment of its own format, and appends it. `trains`: whether it has a trained weight of its own.
     pub(crate) fn append(
         &mut self,
         mut op: Box<dyn Op>,
         env: &Env<'_>,
+        run: Run,
         vars: &[Var],
         inputs: &[Tensor],
         trains: bool,
@@ -102,7 +113,7 @@ impl Tape {
         let needs_grad = self.record && (trains || vars.iter().any(|v| self.needs_grad[v.index()]));
         let output = self.push(output, needs_grad);
         if needs_grad {
-            self.nodes.push(Node { op, inputs: vars.to_vec(), output });
+            self.nodes.push(Node { op, run, inputs: vars.to_vec(), output });
         }
         Ok(output)
     }
@@ -134,9 +145,19 @@ impl Segment {
     }
 
     fn backward_last(&mut self, env: &Env<'_>, grad: Tensor, grads: &mut BTreeMap<Var, Tensor>) -> Result<()> {
-        let Node { op, inputs, output } = self.nodes.pop().expect("Segment::backward_last: a node");
+        let Node { op, run, inputs, output } = self.nodes.pop().expect("Segment::backward_last: a node");
+        let env = &Env { dtype: run.dtype, ..*env };
+        let watched = env.precision.filter(|precision| precision.watches()).zip(run.site);
+        if let Some((precision, site)) = watched.filter(|_| inputs.is_empty()) {
+            precision.saw(env, site, Saw::Gradient, &grad, None)?;
+        }
         let input_grads = op.backward(env, grad)?;
         debug_assert_eq!(input_grads.len(), inputs.len());
+        for grad in input_grads.iter().flatten() {
+            if let Some((precision, site)) = watched {
+                precision.saw(env, site, Saw::Gradient, grad, None)?;
+            }
+        }
         self.forget(&inputs, output);
         for (&var, grad) in inputs.iter().zip(input_grads) {
             if let Some(grad) = grad

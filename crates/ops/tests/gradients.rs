@@ -2,7 +2,7 @@
 
 use ops::gradcheck::{Case, worst_error};
 use ops::{AttentionLayout, Cx, HeadRequest, Linear, ParamId, Result, Var, WeightLayout};
-use tensor::{Gelu, Isa, MemoryKind, Shape, cpu};
+use tensor::{Gelu, Isa, LossTerms, MemoryKind, Shape, cpu};
 
 /// Rounding of f32 in the five-point rule: see `gradcheck`.
 const BOUND: f64 = 1e-3;
@@ -174,15 +174,16 @@ fn attention_with_shared_keys_documents_window_and_dropout() {
 }
 
 #[test]
-fn the_head_in_one_pass_and_in_general() {
-    for seed in [None, Some(-0.25)] {
+fn the_head_in_one_pass_and_in_general_with_and_without_smoothing_and_z_loss() {
+    let with = LossTerms { label_smoothing: 0.2, z_loss: 0.05 };
+    for (seed, terms) in [None, Some(-0.25)].into_iter().flat_map(|seed| [(seed, LossTerms::default()), (seed, with)]) {
         let case = Case {
             inputs: &[shape([7, 13])],
             params: &[shape([11, 13])],
             ids: &[0; 7],
             targets: &[3, 10, -100, 0, 5, 5, -100],
             documents: &[7],
-            head: HeadRequest::TokenLogprobs { seed },
+            head: HeadRequest::TokenLogprobs { seed, terms },
             ..Case::default()
         };
         let layout = WeightLayout::OutIn;

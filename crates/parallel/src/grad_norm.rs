@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::partition::Stage;
 use crate::zero::{Owned, Zero};
 use ops::ParamId;
-use tensor::{DType, MemoryKind, Queue, SUM_SQUARES_UNIT, SumSquaresArgs};
+use tensor::{CopyArgs, DType, MemoryKind, Queue, SUM_SQUARES_UNIT, SumSquaresArgs, Tensor};
 
 /// The L2 norm over all elements of the gradients of trained weights, not yet multiplied by any factor; not finite if an
 /// element is not. `owned`: what [`Zero::finish`] gave.
@@ -30,7 +30,7 @@ pub fn grad_norm(queue: &Queue, zero: &Zero, owned: &[Owned]) -> Result<f64> {
     let mut at = 0;
     for Owned { grad, .. } in owned {
         let partial = partials.rows(at..at + grad.shape().elements().div_ceil(SUM_SQUARES_UNIT));
-        (queue.backend().sum_squares)(queue, SumSquaresArgs { x: grad, partial: &partial })?;
+        (queue.backend().sum_squares)(queue, SumSquaresArgs { x: &in_f32(queue, grad)?, partial: &partial })?;
         at += partial.shape().elements();
     }
     assert!(at == own, "grad_norm: {at} units of gradients, {own} owned");
@@ -54,4 +54,14 @@ pub fn grad_norm(queue: &Queue, zero: &Zero, owned: &[Owned]) -> Result<f64> {
         sum += of_weight;
     }
     Ok(sum.sqrt())
+}
+
+/// The same values in f32: the tensor itself if it is.
+fn in_f32(queue: &Queue, x: &Tensor) -> Result<Tensor> {
+    if x.dtype() == DType::F32 {
+        return Ok(x.clone());
+    }
+    let out = queue.alloc(MemoryKind::Workspace, DType::F32, x.shape())?;
+    (queue.backend().copy)(queue, CopyArgs { x, out: &out })?;
+    Ok(out)
 }

@@ -72,7 +72,7 @@ pub struct Owned {
     pub id: ParamId,
     /// Its first element in the weight, a multiple of 4,096.
     pub first: usize,
-    /// f32: the sum over ranks and micro-batches. `[len]`; in the weight's shape where it is all of it.
+    /// The sum over ranks and micro-batches, in f32; on one rank in the format that its store sums in. `[len]`; in the weight's shape where it is all of it.
     pub grad: Tensor,
 }
 

@@ -75,12 +75,46 @@ impl DropoutArgs<Tensor> {
     }
 }
 
+/// Distributions to predict, as lists row after row; what a list leaves out has probability 0.
+#[derive(Clone, Copy, Debug)]
+pub struct SoftTargets<H> {
+    /// u32 `[C + 1]`: the list of row `r` is entries `starts[r]` to `starts[r + 1]`.
+    pub starts: H,
+    /// u32 `[E]`: each at most once in a list.
+    pub ids: H,
+    /// f32 `[E]`.
+    pub probabilities: H,
+}
+
+impl<H> SoftTargets<H> {
+    /// The same lists with other handles.
+    pub fn map<G>(self, f: &mut impl FnMut(H) -> G) -> SoftTargets<G> {
+        SoftTargets { starts: f(self.starts), ids: f(self.ids), probabilities: f(self.probabilities) }
+    }
+}
+
+impl SoftTargets<Tensor> {
+    /// Lists that were kept, as a call takes them.
+    pub fn borrowed(&self) -> SoftTargets<&Tensor> {
+        let Self { starts, ids, probabilities } = self;
+        SoftTargets { starts, ids, probabilities }
+    }
+
+    /// The lists of a range of rows.
+    pub fn rows(&self, rows: std::ops::Range<usize>) -> Self {
+        Self { starts: self.starts.rows(rows.start..rows.end + 1), ..self.clone() }
+    }
+}
+
+/// What is added to cross-entropy.
+pub type LossTerms = kernels::cross_entropy::LossTerms;
 /// Optimizer constants of one LAMB step.
 pub type LambParams = kernels::lamb::Lamb;
 /// Optimizer constants of one Adafactor step.
 pub type AdafactorParams = kernels::adafactor::Adafactor;
 
-/// Turns a field of an argument struct over to other handles: `tensor`, `option`, `states`, `dropout`, or a plain `value`.
+/// Turns a field of an argument struct over to other handles: `tensor`, `option`, `states`, `dropout`, `soft`, or a plain
+/// `value`.
 macro_rules! map_field {
     (tensor, $field:expr, $f:expr) => {
         $f($field)
@@ -94,6 +128,9 @@ macro_rules! map_field {
     (dropout, $field:expr, $f:expr) => {
         $field.map(|dropout| dropout.map($f))
     };
+    (soft, $field:expr, $f:expr) => {
+        $field.map(|soft| soft.map($f))
+    };
     (value($ty:ty), $field:expr, $f:expr) => {
         $field
     };
@@ -104,6 +141,7 @@ macro_rules! field_type {
     (option, $h:ident) => { Option<$h> };
     (states, $h:ident) => { [Option<$h>; MAX_STATES] };
     (dropout, $h:ident) => { Option<DropoutArgs<$h>> };
+    (soft, $h:ident) => { Option<SoftTargets<$h>> };
     (value($ty:ty), $h:ident) => { $ty };
 }
 
@@ -173,6 +211,9 @@ macro_rules! borrow_field {
     };
     (dropout, $field:expr) => {
         $field.as_ref().map(DropoutArgs::borrowed)
+    };
+    (soft, $field:expr) => {
+        $field.as_ref().map(SoftTargets::borrowed)
     };
     (value($ty:ty), $field:expr) => {
         $field.clone()

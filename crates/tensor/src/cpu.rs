@@ -11,11 +11,15 @@ use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::sync::{RwLockReadGuard, RwLockWriteGuard};
 
+mod cross_entropy;
 mod sum;
+mod survey;
 mod update;
 
+use cross_entropy::{cross_entropy, cross_entropy_backward};
 use rows::scatter_rows;
 pub use sum::tree_sum;
+use survey::{distance, survey};
 use update::{adafactor, dequantize, lamb, normalize, quantize, update};
 
 /// The kernels of the CPU.
@@ -57,6 +61,8 @@ pub static CPU: Backend = Backend {
     quantize,
     dequantize,
     sum_squares,
+    survey,
+    distance,
     column_sum,
     add,
     copy,
@@ -408,40 +414,6 @@ fn attention_backward(queue: &Queue, a: AttentionBackwardArgs<&Tensor>) -> Done 
         cpu(queue), &a.spec, &a.segments, &input(K, a.qkv), &input(K, a.out), &input(K, a.log_sum_exp),
         &input(K, a.dout), &mut output(K, a.dqkv),
     ));
-    Ok(())
-}
-
-fn cross_entropy(queue: &Queue, a: CrossEntropyArgs<&Tensor>) -> Done {
-    const K: &str = "cross_entropy";
-    let (vocab, logits, targets) = (a.logits.shape().width(), input(K, a.logits), input(K, a.targets));
-    let (mut logprobs, mut log_sum_exp) = (output(K, a.logprobs), output(K, a.log_sum_exp));
-    match a.soft_targets {
-        None => kernels::cross_entropy::forward(cpu(queue), &logits, vocab, &targets, &mut logprobs, &mut log_sum_exp),
-        Some(soft) => kernels::cross_entropy::soft_forward(
-            cpu(queue),
-            &logits,
-            vocab,
-            &targets,
-            &input(K, soft),
-            &mut logprobs,
-            &mut log_sum_exp,
-        ),
-    }
-    Ok(())
-}
-
-fn cross_entropy_backward(queue: &Queue, a: CrossEntropyBackwardArgs<&Tensor>) -> Done {
-    const K: &str = "cross_entropy_backward";
-    let (vocab, logits, targets) = (a.logits.shape().width(), input(K, a.logits), input(K, a.targets));
-    let (log_sum_exp, scale) = (input(K, a.log_sum_exp), input(K, a.scale));
-    float!(K, a.dlogits.dtype(), T => match a.soft_targets {
-        None => kernels::cross_entropy::backward::<T>(
-            cpu(queue), &logits, vocab, &targets, &log_sum_exp, &scale, &mut output(K, a.dlogits),
-        ),
-        Some(soft) => kernels::cross_entropy::soft_backward::<T>(
-            cpu(queue), &logits, vocab, &targets, &input(K, soft), &log_sum_exp, &scale, &mut output(K, a.dlogits),
-        ),
-    });
     Ok(())
 }
 

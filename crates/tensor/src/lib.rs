@@ -30,6 +30,7 @@ pub use kernels::attention::{AttentionDropout, AttentionSpec, Segment};
 pub use kernels::gelu::Gelu;
 pub use kernels::quantize::words as block_words;
 pub use kernels::reduce::UNIT as SUM_SQUARES_UNIT;
+pub use kernels::survey::{DISTANCE, SURVEY};
 pub use kernels::update::{BlockRule, ElementRule, MAX_STATES, States};
 pub use kernels::{Isa, bf16, f16};
 pub use memory::{Ledger, MemoryKind};

@@ -8,7 +8,7 @@ use models::weights::{WeightSource, declare, load_one};
 use models::{Model, Pass, PassOutput, Recompute, Residency};
 use ops::{Batch, Cost, Document, Env, HeadRequest, ParamId, ParamStore, Params, Regions, Result};
 use optim::{Optimizer, Shard, Step};
-use tensor::{DType, MemoryKind, Queue, Tensor};
+use tensor::{DType, LossTerms, MemoryKind, Queue, Tensor};
 
 use crate::oracle::{AdamW, Row};
 
@@ -80,7 +80,11 @@ impl<'a> Trainee<'a> {
             regions: self.regions,
             batch,
             dtype: DType::F32,
-            head: HeadRequest::TokenLogprobs { seed: Some(-1.0 / batch.num_targets as f32) },
+            precision: None,
+            head: HeadRequest::TokenLogprobs {
+                seed: Some(-1.0 / batch.num_targets as f32),
+                terms: LossTerms::default(),
+            },
             dropout: self.dropout_seed.map(|seed| (seed, self.step)),
             cache: None,
             probe: None,

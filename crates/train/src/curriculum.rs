@@ -136,6 +136,8 @@ pub(crate) fn cut(sample: &Sample, length: usize) -> Sample {
         targets: sample.targets[..length].to_vec(),
         positions: sample.positions[..length].to_vec(),
         document_starts: sample.document_starts.iter().copied().filter(|start| (*start as usize) < length).collect(),
+        class: sample.class,
+        soft: sample.soft.as_ref().map(|soft| soft.range(0..length.min(soft.len()))),
     }
 }
 
@@ -175,6 +177,7 @@ mod tests {
             targets: vec![6, 7, 8, 9],
             positions: vec![0, 1, 0, 1],
             document_starts: vec![0, 2],
+            ..Sample::default()
         };
         let short = cut(&row, 2);
         assert_eq!((short.input_ids, short.targets, short.document_starts), (vec![5, 6], vec![6, 7], vec![0]));

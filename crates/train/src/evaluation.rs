@@ -31,7 +31,7 @@ use serde_json::{Map, Value, json};
 use std::fmt;
 
 /// The names of [`Metric`], as a run file says them.
-pub(crate) const METRICS: &[&str] = &["eval_loss", "eval_perplexity", "eval_bits_per_byte"];
+pub(crate) const METRICS: &[&str] = &["eval_loss", "eval_perplexity", "eval_bits_per_byte", "eval_accuracy", "eval_f1"];
 
 /// A figure that something may follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -43,6 +43,10 @@ pub enum Metric {
     EvalPerplexity,
     /// Where the validation data came as text.
     EvalBitsPerByte,
+    /// Of a classifier: the share of rows whose class is predicted right.
+    EvalAccuracy,
+    /// Of a classifier: macro average.
+    EvalF1,
 }
 
 impl Metric {
@@ -55,6 +59,7 @@ impl Metric {
     fn natural(self) -> Mode {
         match self {
             Self::EvalLoss | Self::EvalPerplexity | Self::EvalBitsPerByte => Mode::Min,
+            Self::EvalAccuracy | Self::EvalF1 => Mode::Max,
         }
     }
 
@@ -64,6 +69,8 @@ impl Metric {
             Self::EvalLoss => Some(evaluation.loss),
             Self::EvalPerplexity => Some(evaluation.perplexity),
             Self::EvalBitsPerByte => evaluation.bits_per_byte,
+            Self::EvalAccuracy => evaluation.accuracy,
+            Self::EvalF1 => evaluation.f1,
         }
     }
 }
@@ -190,24 +197,29 @@ pub(crate) fn best_steps(head: &Head) -> Vec<u64> {
 }
 
 /// Refuses a run that follows what its evaluations do not measure.
-pub(crate) fn check(config: &RunConfig, sets: &[ValidationSet]) -> Result<()> {
+pub(crate) fn check(config: &RunConfig, sets: &[ValidationSet], is_classifier: bool) -> Result<()> {
     config.check_followers(!sets.is_empty())?;
     let Some(set) = sets.get(followed(config, sets)) else { return Ok(()) };
     let run = &config.run;
-    let metrics = [
+    let followed = [
         ("run.early_stop.metric", run.early_stop.map(|stop| stop.metric)),
         ("run.keep_best.metric", run.keep_best.map(|best| best.metric)),
     ];
-    let wanting = |(_, metric): &(&str, Option<Metric>)| *metric == Some(Metric::EvalBitsPerByte);
-    match metrics.into_iter().find(wanting).filter(|_| set.dataset.text_bytes().is_none()) {
-        Some((key, _)) => Err(config
-            .error(format!(
-                "{key} is \"eval_bits_per_byte\" and {} came as tokens, whose bytes are not known; follow eval_loss",
-                set.key()
-            ))
-            .into()),
-        None => Ok(()),
+    for (key, metric) in followed {
+        let Some(metric) = metric else { continue };
+        let problem = match metric {
+            Metric::EvalBitsPerByte if set.dataset.text_bytes().is_none() => {
+                format!("{} came as tokens, whose bytes are not known", set.key())
+            }
+            Metric::EvalAccuracy | Metric::EvalF1 if !is_classifier => {
+                "the model predicts tokens; only a classifier has it".to_owned()
+            }
+            _ => continue,
+        };
+        let name = metric.name();
+        return Err(config.error_at(key, format!("{key} is \"{name}\" and {problem}; follow eval_loss")).into());
     }
+    Ok(())
 }
 
 /// The place of the set that is followed.
@@ -217,10 +229,11 @@ fn followed(config: &RunConfig, sets: &[ValidationSet]) -> usize {
 }
 
 /// Evaluates every set, unless that was done at this very step; whether the state is among the best now and must be saved.
+/// Of several ranks the first one has `metrics`.
 pub(crate) fn evaluate_sets(
     engine: &mut Engine,
     sets: &[ValidationSet],
-    metrics: &mut Recorder,
+    mut metrics: Option<&mut Recorder>,
     observer: &mut dyn Observer,
 ) -> Result<bool> {
     let step = engine.counters.step;
@@ -230,17 +243,19 @@ pub(crate) fn evaluate_sets(
     let mut evaluations = Vec::with_capacity(sets.len());
     for set in sets {
         let evaluation = evaluate(engine, &set.dataset, observer)?;
-        let Evaluation { loss, perplexity, bits_per_byte, .. } = evaluation;
+        let Evaluation { loss, perplexity, bits_per_byte, accuracy, f1, .. } = evaluation;
         let name = set.name.as_deref();
         if !loss.is_finite() {
             let of = name.map_or(String::new(), |name| format!(" of {name}"));
             return Err(TrainError::Diverged { step, what: format!("the validation loss{of}") });
         }
         let line = line(step, name, &evaluation);
-        metrics.append(&line)?;
+        if let Some(metrics) = &mut metrics {
+            metrics.append(&line)?;
+        }
         engine.tell(|callback, control| callback.on_log(engine, &line, control));
         engine.tell(|callback, control| callback.on_evaluate(engine, &evaluation, control));
-        observer.on(Event::Evaluated { step, set: name, loss, perplexity, bits_per_byte });
+        observer.on(Event::Evaluated { step, set: name, loss, perplexity, bits_per_byte, accuracy, f1 });
         evaluations.push(evaluation);
     }
     let evaluation = evaluations[followed(&engine.config, sets)];
@@ -254,7 +269,7 @@ pub(crate) fn evaluate_sets(
 
 /// A line of `metrics.jsonl`.
 fn line(step: u64, set: Option<&str>, evaluation: &Evaluation) -> Value {
-    let Evaluation { loss, perplexity, bits_per_byte, tokens } = *evaluation;
+    let Evaluation { loss, perplexity, bits_per_byte, tokens, accuracy, f1 } = *evaluation;
     let mut line = Map::from_iter([("step".to_owned(), json!(step))]);
     if let Some(set) = set {
         line.insert("eval_set".to_owned(), json!(set));
@@ -265,6 +280,8 @@ fn line(step: u64, set: Option<&str>, evaluation: &Evaluation) -> Value {
         line.insert("eval_bits_per_byte".to_owned(), json!(bits));
     }
     line.insert("eval_tokens".to_owned(), json!(tokens));
+    let of_classes = [("eval_accuracy", accuracy), ("eval_f1", f1)];
+    line.extend(of_classes.into_iter().filter_map(|(name, figure)| Some((name.to_owned(), json!(figure?)))));
     line.into()
 }
 
@@ -297,7 +314,8 @@ mod tests {
 
     #[test]
     fn a_line_names_its_set_and_its_bits_where_there_are_any() {
-        let evaluation = Evaluation { loss: 1.0, perplexity: 2.5, bits_per_byte: Some(1.5), tokens: 7 };
+        let evaluation =
+            Evaluation { loss: 1.0, perplexity: 2.5, bits_per_byte: Some(1.5), tokens: 7, accuracy: None, f1: None };
         assert_eq!(
             line(3, Some("wiki"), &evaluation).to_string(),
             r#"{"step":3,"eval_set":"wiki","eval_loss":1.0,"eval_perplexity":2.5,"eval_bits_per_byte":1.5,"eval_tokens":7}"#

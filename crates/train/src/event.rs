@@ -3,6 +3,7 @@
 
 use crate::breakdown::Breakdown;
 use crate::plan::RunPlan;
+use crate::precision::adaptive::PrecisionMetrics;
 use comm::{Traffic, TrafficByKind};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -59,6 +60,10 @@ pub enum Event<'a> {
         perplexity: f64,
         /// Where the bytes of the text are known.
         bits_per_byte: Option<f64>,
+        /// Of a classifier.
+        accuracy: Option<f64>,
+        /// Of a classifier, macro average.
+        f1: Option<f64>,
     },
     /// A trial has made so many steps of so many.
     Tuning {
@@ -118,6 +123,9 @@ pub struct StepMetrics {
     /// What the loss was multiplied by; only there in fp16.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loss_scale: Option<f64>,
+    /// Ops that ran in f32 for a while; only there where precision adapts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub precision: Option<PrecisionMetrics>,
     /// Whether the update was not applied; only there when it was not, and always in fp16.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skipped: Option<bool>,

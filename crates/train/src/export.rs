@@ -105,17 +105,18 @@ impl Engine {
             config: self.model.config.as_ref(),
             tokenizer,
             weights: specs.map(|spec| (spec.name.as_str(), spec.shape().dims().to_vec())).collect(),
-            dtype: self.plan.dtype,
+            dtype: self.config.dtype(),
         };
         export.write(folder, &mut |name| Ok(checkpoint.read(result_kind(checkpoint, name), name)?))
     }
 
-    /// Writes the model as a Hugging Face folder that Transformers loads as it is, in the run's compute format.
+    /// Writes the model as a Hugging Face folder that Transformers loads as it is, in the run's compute format;
+    /// in f32 where formats go by op.
     ///
     /// # Errors
     /// The folder cannot be written.
     pub fn save_pretrained(&self, folder: &Path, tokenizer: Option<&Tokenizer>) -> Result<()> {
-        self.export(folder, tokenizer, self.plan.dtype)
+        self.export(folder, tokenizer, self.config.dtype())
     }
 
     pub(crate) fn export(&self, folder: &Path, tokenizer: Option<&Tokenizer>, dtype: DType) -> Result<()> {

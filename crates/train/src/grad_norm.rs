@@ -5,12 +5,14 @@
 //! of threads.
 
 use crate::error::Result;
+use crate::precision::half::widened;
 use tensor::{DType, MemoryKind, Queue, SUM_SQUARES_UNIT, SumSquaresArgs, Tensor};
 
-/// The L2 norm over all elements of some f32 tensors.
+/// The L2 norm over all elements of some tensors.
 pub(crate) fn norm<'a>(queue: &Queue, tensors: impl Iterator<Item = &'a Tensor>) -> Result<f64> {
     let mut partials = Vec::new();
     for grad in tensors {
+        let grad = &widened(queue, grad)?;
         let units = grad.shape().elements().div_ceil(SUM_SQUARES_UNIT);
         let partial = queue.alloc(MemoryKind::Workspace, DType::F32, [units])?;
         (queue.backend().sum_squares)(queue, SumSquaresArgs { x: grad, partial: &partial })?;

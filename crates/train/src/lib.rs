@@ -12,11 +12,13 @@
 //! | [`evaluation`] | the validation sets, and what follows their figures |
 //! | [`early_stop`] | a run without gain ends |
 //! | [`best`] | the best checkpoints, kept beside the newest |
+//! | [`task`] | next tokens, or classes of rows |
 //! | [`curriculum`] | rows that grow with the steps |
 //! | [`layer_drop`] | layers left out at random |
 //! | [`random_ltd`] | layers that run on some tokens only |
 //! | [`loss_scale`] | the scale of an fp16 run's loss |
 //! | [`loss_spike`] | the guard against batches whose loss leaps |
+//! | [`precision`] | formats of op families, fixed or adapting |
 //! | [`ranks`] | the ranks of this process, each with an engine of its own |
 //! | [`run`] | a whole run: loop, evaluation, checkpoints, samples, signals |
 //! | [`checkpoint`] | what is kept so that a run can go on bit for bit |
@@ -58,6 +60,7 @@ pub mod norms;
 mod output;
 pub mod plan;
 pub mod plot;
+pub mod precision;
 pub mod pretrained;
 pub mod random_ltd;
 pub mod ranks;
@@ -67,6 +70,7 @@ mod saving;
 mod state;
 pub mod step;
 pub mod system;
+pub mod task;
 pub mod training_data;
 pub mod tune;
 

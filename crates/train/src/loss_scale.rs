@@ -13,12 +13,31 @@
 //! Source: DeepSpeed `runtime/fp16/loss_scaler.py`, `DynamicLossScaler`. Where we differ: DeepSpeed settles the scale before
 //! it divides the gradients, so the step that doubles it divides by the doubled one; here gradients are divided by what they
 //! were multiplied by. And the scale does not grow beyond [`MAX_SCALE`].
+//!
+//! `torch_autocast` in fp16 scales as PyTorch's `GradScaler` does: from 2^16, no hysteresis and no minimum but [`MIN_SCALE`],
+//! and doubled by every 2000th clean step in a row.
 
-use crate::config::Fp16Config;
+use crate::config::{Fp16Config, RunConfig};
 use serde::{Deserialize, Serialize};
+use tensor::DType;
 
 /// The largest scale, 2^126: it and its reciprocal are normal numbers of f32.
 pub const MAX_SCALE: f64 = (1u128 << 126) as f64;
+
+/// The smallest scale under `torch_autocast`, 2^-126.
+pub const MIN_SCALE: f64 = 1.0 / MAX_SCALE;
+
+/// `GradScaler` in the terms of the `fp16` section.
+const GRAD_SCALER: Fp16Config = Fp16Config {
+    enabled: true,
+    loss_scale: 0.0,
+    initial_scale_power: 16,
+    loss_scale_window: 2000,
+    hysteresis: 1,
+    consecutive_hysteresis: false,
+    min_loss_scale: MIN_SCALE,
+    fp16_master_weights_and_grads: false,
+};
 
 /// What changes from step to step; a checkpoint holds it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -51,6 +70,8 @@ pub enum ScaleChange {
 pub struct LossScaler {
     config: Fp16Config,
     state: LossScale,
+    /// The scale grows with the last clean step of a window; else with the one after it.
+    grows_at_once: bool,
 }
 
 impl LossScaler {
@@ -58,12 +79,24 @@ impl LossScaler {
     pub fn new(config: Fp16Config) -> Self {
         let first = 2f64.powf(config.initial_scale_power as f64);
         let scale = if config.is_dynamic() { first } else { config.loss_scale };
-        Self { config, state: LossScale { scale, clean_steps: 0, hysteresis: full(&config) } }
+        Self { config, state: LossScale { scale, clean_steps: 0, hysteresis: full(&config) }, grows_at_once: false }
+    }
+
+    /// That of a run: none unless something in it runs in fp16.
+    pub(crate) fn of(config: &RunConfig) -> Option<Self> {
+        let autocasts = config.torch_autocast.low() == Some(DType::F16);
+        let scaler = autocasts.then(|| Self { grows_at_once: true, ..Self::new(GRAD_SCALER) });
+        scaler.or_else(|| config.fp16.enabled.then(|| Self::new(config.fp16)))
     }
 
     /// What the loss of the next step is multiplied by.
     pub fn scale(&self) -> f64 {
         self.state.scale
+    }
+
+    /// Whether overflows are taken by a scale that falls.
+    pub(crate) fn can_fall(&self) -> bool {
+        self.config.is_dynamic() && (self.state.hysteresis > 1 || self.state.scale > self.config.min_loss_scale)
     }
 
     /// For a checkpoint.
@@ -91,7 +124,8 @@ impl LossScaler {
     fn clean(&mut self) -> ScaleChange {
         let Fp16Config { loss_scale_window: window, consecutive_hysteresis, .. } = self.config;
         let state = &mut self.state;
-        let grows = state.clean_steps > 0 && state.clean_steps.is_multiple_of(window.unsigned_abs());
+        let steps = state.clean_steps + u64::from(self.grows_at_once);
+        let grows = steps > 0 && steps.is_multiple_of(window.unsigned_abs());
         state.clean_steps += 1;
         if consecutive_hysteresis || grows {
             state.hysteresis = full(&self.config);
@@ -150,6 +184,7 @@ mod tests {
         hysteresis: 2,
         consecutive_hysteresis: false,
         min_loss_scale: 1.0,
+        fp16_master_weights_and_grads: false,
     };
 
     #[test]

@@ -26,6 +26,8 @@ pub struct ModelOrigin {
     place: String,
     /// The configuration says itself which tokens begin and end a text.
     names_tokens: bool,
+    /// The classification head is `model.labels`' and starts at random.
+    has_fresh_head: bool,
 }
 
 /// Where weights come from.
@@ -37,8 +39,28 @@ enum Origin {
 }
 
 impl ModelOrigin {
-    /// What a run file's `model` section names.
+    /// What a run file's `model` section names, under a fresh classification head if it has `labels`.
     pub fn open(config: &RunConfig, source: ModelSource<'_>) -> Result<Self> {
+        let mut origin = Self::open_source(config, source)?;
+        let Some(wanted) = config.model.as_ref().and_then(|model| model.labels.as_ref()) else { return Ok(origin) };
+        let wrong = |message: String| config.error(format!("model.labels {message}"));
+        let labels = wanted.labels().map_err(wrong)?;
+        match origin.config.task.labels() {
+            Some(own) if *own == labels => {}
+            Some(own) => {
+                let (wanted, own, place) = (labels.names().join(", "), own.names().join(", "), &origin.place);
+                let rule = "leave model.labels out to train that head, or take the language model under it";
+                return Err(wrong(format!("names {wanted}, but {place} is of a classifier of {own}; {rule}")).into());
+            }
+            None => {
+                origin.config.classify(labels);
+                origin.has_fresh_head = true;
+            }
+        }
+        Ok(origin)
+    }
+
+    fn open_source(config: &RunConfig, source: ModelSource<'_>) -> Result<Self> {
         match source {
             ModelSource::Path(path) => match path.to_str().filter(|name| presets::NAMES.contains(name)) {
                 Some(name) if !path.exists() => Self::preset(name).map_err(|error| config.error(error).into()),
@@ -52,7 +74,14 @@ impl ModelOrigin {
                 let model = ModelConfig::from_json(&value, &place).map_err(|error| config.error(error))?;
                 let names_tokens = ["bos_token_id", "eos_token_id"].iter().any(|key| value.get(key).is_some());
                 let place = format!("{}: {place}", config.name());
-                Ok(Self { config: model, weights: Origin::Random, tokenizer: None, place, names_tokens })
+                Ok(Self {
+                    config: model,
+                    weights: Origin::Random,
+                    tokenizer: None,
+                    place,
+                    names_tokens,
+                    has_fresh_head: false,
+                })
             }
         }
     }
@@ -60,7 +89,8 @@ impl ModelOrigin {
     fn preset(name: &str) -> Result<Self, models::hf::ConfigError> {
         let place = "model.preset".to_owned();
         let config = presets::preset(name, &place)?;
-        Ok(Self { config, weights: Origin::Random, tokenizer: None, place, names_tokens: false })
+        let weights = Origin::Random;
+        Ok(Self { config, weights, tokenizer: None, place, names_tokens: false, has_fresh_head: false })
     }
 
     /// A Hugging Face folder, a checkpoint, or what a run left in its output folder.
@@ -72,14 +102,14 @@ impl ModelOrigin {
                 let tokenizer = file.exists().then(|| Tokenizer::load(&file)).transpose()?;
                 let place = folder.join("config.json").display().to_string();
                 let weights = Origin::Folder(folder);
-                Ok(Self { config, weights, tokenizer, place, names_tokens: true })
+                Ok(Self { config, weights, tokenizer, place, names_tokens: true, has_fresh_head: false })
             }
             ModelLocation::Checkpoint(folder) => {
                 let checkpoint = Checkpoint::open(&folder)?;
                 let (config, tokenizer) = pretrained::parts(&checkpoint)?;
                 let place = folder.display().to_string();
                 let weights = Origin::Checkpoint(Box::new(checkpoint));
-                Ok(Self { config, weights, tokenizer, place, names_tokens: true })
+                Ok(Self { config, weights, tokenizer, place, names_tokens: true, has_fresh_head: false })
             }
         }
     }
@@ -106,7 +136,8 @@ impl ModelOrigin {
                     // A family's usual ids would be ordinary tokens of this tokenizer.
                     let eos = tokenizer.end_of_text();
                     let bos = BEGIN_OF_TEXT_NAMES.iter().find_map(|name| tokenizer.token_id(name)).or(eos);
-                    self.config.tokens = TokenIds { bos, eos: eos.into_iter().collect(), pad: None };
+                    let pad = self.pad(Some(tokenizer));
+                    self.config.tokens = TokenIds { bos, eos: eos.into_iter().collect(), pad };
                 }
             }
             (None, Some(_)) => {}
@@ -119,11 +150,21 @@ impl ModelOrigin {
         Ok(registry::build(&self.config, positions))
     }
 
+    /// The token that fills up a classifier's rows, if there is one; see [`ModelConfig::classify`].
+    pub(crate) fn pad(&self, tokenizer: Option<&Tokenizer>) -> Option<u32> {
+        let ends_text = || tokenizer.and_then(Tokenizer::end_of_text);
+        self.config.task.labels().and_then(|_| if self.names_tokens { self.config.tokens.pad } else { ends_text() })
+    }
+
     /// Where the weights come from; names and shapes of files have been held against the model.
     pub fn weights(self, model: &Model, seed: u64) -> Result<WeightSource> {
         Ok(match self.weights {
             Origin::Random => WeightSource::Random { seed },
+            Origin::Folder(folder) if self.has_fresh_head => WeightSource::folder_of_base(&folder, model, seed)?,
             Origin::Folder(folder) => WeightSource::folder(&folder, model)?,
+            Origin::Checkpoint(checkpoint) if self.has_fresh_head => {
+                WeightSource::FreshHead { base: Box::new(pretrained::weights(*checkpoint)), seed }
+            }
             Origin::Checkpoint(checkpoint) => pretrained::weights(*checkpoint),
         })
     }

@@ -46,6 +46,7 @@ use crate::norms;
 use crate::output::Output;
 use crate::plan::report::PlanReport;
 use crate::plan::{self, RunPlan};
+use crate::precision::adaptive::Adaptive;
 use crate::resume::{fingerprint, load_newest};
 use crate::saving::Saver;
 use crate::system::{peak_resident_bytes, total_memory_bytes};
@@ -144,13 +145,13 @@ fn check(mut config: RunConfig, observer: &mut dyn Observer) -> Result<Checked> 
     let (source, ..) = config.for_training()?;
     let mut origin = ModelOrigin::open(&config, source)?;
     let max_positions = Some(origin.config.max_positions());
-    let (own, vocab_size) = (origin.tokenizer.clone(), origin.config.vocab_size);
+    let vocab_size = origin.config.vocab_size;
     // Batch sizes, instruction set and memory are refused before the data are read.
     let plan = RunPlan::resolve(&config, plan::sequence_length(&config, max_positions)?, 0)?;
     if vocab_size.is_some() {
         check_memory(&mut config, &mut origin, None, plan.clone(), observer)?;
     }
-    let data = TrainingData::open(&config, own.as_ref(), max_positions, vocab_size, observer)?;
+    let data = TrainingData::for_model(&config, &origin, observer)?;
     if vocab_size.is_none() {
         check_memory(&mut config, &mut origin, data.tokenizer.as_ref(), plan, observer)?;
     }
@@ -254,6 +255,7 @@ pub(crate) fn forward<'a>(engine: &'a Engine, residency: &'a dyn Residency) -> F
         regions: &Single,
         residency,
         dtype: engine.plan.dtype,
+        precision: engine.precision(),
         positions: engine.model.max_positions.unwrap_or(usize::MAX),
     }
 }
@@ -428,6 +430,7 @@ impl<'a> Loop<'a> {
             curriculum_seqlen,
             random_ltd_tokens,
             loss_scale: report.loss_scale,
+            precision: engine.adaptive.as_ref().map(Adaptive::metrics),
             skipped: Some(report.skipped || report.spiked).filter(|skipped| *skipped || report.loss_scale.is_some()),
             breakdown_seconds: engine.clock.as_ref().map(|clock| Breakdown { data, ..clock.take() }),
             memory_bytes: engine.config.memory_breakdown.then(|| memory_bytes(&engine.queue)),
@@ -439,6 +442,9 @@ impl<'a> Loop<'a> {
         }
         self.log(&json!(metrics))?;
         self.tell_epochs(first);
+        for notice in self.engine.adaptive.iter_mut().flat_map(Adaptive::take_notices) {
+            observer.on(Event::Notice(&notice));
+        }
         let engine = &*self.engine;
         if report.skipped {
             observer.on(Event::Notice(&skip_notice(metrics.step, report.loss_scale, engine.loss_scale())));
@@ -454,7 +460,7 @@ impl<'a> Loop<'a> {
 
     /// Evaluates, unless that was done at this step; a state among the best is saved.
     fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<()> {
-        let is_best = evaluate_sets(self.engine, &self.data.validation, &mut self.metrics, observer)?;
+        let is_best = evaluate_sets(self.engine, &self.data.validation, self.metrics.as_mut(), observer)?;
         self.hear()?;
         if is_best { self.save(self.is_at_end(), observer) } else { Ok(()) }
     }
@@ -465,7 +471,7 @@ impl<'a> Loop<'a> {
         let Some(best) = best.filter(|_| self.engine.config.run.load_best_at_end) else { return Ok(()) };
         if best.step != self.engine.counters.step {
             let checkpoint = Checkpoint::open(&path_of(&self.output.checkpoints(), best.step))?;
-            self.engine.restore(&checkpoint, LoadOptions::default())?;
+            self.engine.restore(&checkpoint, LoadOptions { module_only: true, ..LoadOptions::default() })?;
         }
         let Scored { step, value } = best;
         let notice = format!("the model is that of step {step}, the best one ({value:.6}; run.load_best_at_end)");

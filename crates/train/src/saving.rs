@@ -49,7 +49,7 @@ impl Saver {
         if is_async && next.is_some_and(|next| next < engine.plan.steps) {
             background.reserve(&folder, elements)?;
         }
-        if saved.is_some() {
+        if saved.is_some() && engine.zero.comm().index() == 0 {
             // A process killed behind its last checkpoint has not named the best one.
             checkpoint::mark_best(&folder, engine.followers.best().first().map(|best| best.step))?;
         }
@@ -126,7 +126,7 @@ impl Saver {
         all.sort_by_key(|entry| engine.model.find(&entry.name));
         let path = if is_first {
             let path = staging.commit(head, all)?;
-            checkpoint::prune(&self.folder, self.keep)?;
+            checkpoint::settle(&self.folder, self.keep, &best_steps(head))?;
             path
         } else {
             self.folder.clone()

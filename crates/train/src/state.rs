@@ -4,6 +4,8 @@
 //! in the pass that updates the masters; it is not stored in checkpoints. A frozen weight is kept in the compute format
 //! alone, without gradient and state.
 //!
+//! Masters and gradients may be kept in 16 bits ([`crate::precision::half`]); a master is then its own compute copy.
+//!
 //! Where ranks share ([`parallel::zero`]), masters, states and gradients are those of this rank's share of each weight; up to
 //! stage 2 the store has the weights whole beside them, in stage 3 only while their block runs.
 //!
@@ -13,6 +15,7 @@
 use crate::error::Result;
 use crate::grad_norm::norm;
 use crate::plan::groups::ParamGroups;
+use crate::precision::half::{Halves, narrow, round_master, widened};
 use models::weights::{self, WeightSource};
 use models::{Model, ParamSpec};
 use ops::{ParamId, ParamStore, Params, Part};
@@ -41,7 +44,7 @@ struct Weight {
     id: ParamId,
     /// The elements that are here.
     range: Range<usize>,
-    /// f32; the compute format where the weight is frozen. In the weight's shape where it is all of it, else flat.
+    /// f32; the compute format where the weight is frozen, or masters are kept in 16 bits. In the weight's shape where it is all of it, else flat.
     master: Tensor,
     /// The copy in the compute format, where products or other ranks read one that is kept: none in f32, of frozen weights,
     /// and where the new weights are sent around.
@@ -98,17 +101,22 @@ impl StateTensor<'_> {
 
 impl TrainState {
     /// Weights from `source`, optimizer state at zero, all memory set aside.
-    pub fn new(
+    #[allow(clippy::too_many_arguments, reason = "what a state is made of, and the ranks that share it")]
+    pub(crate) fn new(
         model: &Model,
         source: &WeightSource,
         queue: &Queue,
         dtype: DType,
         groups: &ParamGroups,
         ema_decay: Option<f64>,
+        halves: Halves,
         zero: &Zero,
     ) -> Result<Self> {
         let whole = |_: &str| Part::WHOLE;
-        let store = weights::declare_frozen(model, &whole, &|id| groups.of(id).is_none());
+        let mut store = weights::declare_frozen(model, &whole, &|id| groups.of(id).is_none());
+        if let Some(dtype) = halves.gradients {
+            store.sum_gradients_in(dtype);
+        }
         let mut kept = Vec::new();
         for (id, spec) in model.iter() {
             if spec.is_table() {
@@ -117,9 +125,18 @@ impl TrainState {
             }
             let weight = if zero.stage() == Stage::Nothing {
                 let master = weights::load_one(source, queue, (id, spec), &whole)?;
-                let weight =
-                    Weight::new(queue, (id, spec), 0..spec.elements(), master, dtype, groups, ema_decay.is_some())?;
+                let weight = Weight::new(
+                    queue,
+                    (id, spec),
+                    0..spec.elements(),
+                    master,
+                    dtype,
+                    groups,
+                    ema_decay.is_some(),
+                    halves,
+                )?;
                 store.set_weight(id, Some(weight.seen().clone()));
+                store.set_exact(id, weight.exact().cloned());
                 weight
             } else {
                 Weight::share(queue, (id, spec), source, dtype, groups, ema_decay.is_some(), zero, &store)?
@@ -148,6 +165,7 @@ impl TrainState {
         let spreads = matches!(zero.stage(), Stage::Optimizer | Stage::Gradients);
         for (weight, gradient) in self.with_gradients(gradients) {
             let group = groups.of(weight.id).expect("TrainState::update: what is trained has a group");
+            let (master, grad) = (&widened(queue, &weight.master)?, &widened(queue, &gradient.grad)?);
             let num_states = weight.tensors.len() - usize::from(self.ema_decay.is_some());
             let sent = if spreads && self.dtype != DType::F32 {
                 Some(queue.alloc(MemoryKind::Workspace, self.dtype, weight.master.shape())?)
@@ -155,8 +173,8 @@ impl TrainState {
                 None
             };
             let shard = Shard {
-                param: &weight.master,
-                grad: &gradient.grad,
+                param: master,
+                grad,
                 states: &weight.tensors[..num_states],
                 compute: sent.as_ref().or(weight.compute.as_ref()),
                 first: weight.range.start as u64,
@@ -164,7 +182,10 @@ impl TrainState {
             };
             group.rule.step(queue, &shard, &group.step(at))?;
             if let (Some(decay), Some(average)) = (self.ema_decay, weight.average()) {
-                optim::average(queue, average, &weight.master, decay)?;
+                optim::average(queue, average, master, decay)?;
+            }
+            if weight.master.dtype() != DType::F32 {
+                round_master(queue, master, grad, &weight.master, (seed, at.step, weight.id.0))?;
             }
             rounded.extend(sent.map(|sent| (weight.id, sent)));
         }
@@ -212,7 +233,9 @@ impl TrainState {
         for (weight, gradient) in self.with_gradients(gradients) {
             let decays = groups.of(weight.id).is_some_and(|group| group.decays);
             let edit = if decays { edit } else { GradientEdit { l1: 0.0, l2: 0.0, ..edit } };
-            edit.apply(queue, &gradient.grad, &weight.master)?;
+            let wide = widened(queue, &gradient.grad)?;
+            edit.apply(queue, &wide, &widened(queue, &weight.master)?)?;
+            narrow(queue, &wide, &gradient.grad)?;
         }
         Ok(())
     }
@@ -220,8 +243,10 @@ impl TrainState {
     /// Normal noise on every gradient, a function of seed, step, parameter and element.
     pub fn add_noise(&self, queue: &Queue, std: f64, seed: u64, step: u64, gradients: &[Owned]) -> Result<()> {
         for Owned { id, first, grad } in gradients {
+            let x = &widened(queue, grad)?;
             let key = rng::site_key(seed, step, NOISE_SITES + u64::from(id.0));
-            (queue.backend().noise)(queue, NoiseArgs { x: grad, std: std as f32, key, first: *first as u64 })?;
+            (queue.backend().noise)(queue, NoiseArgs { x, std: std as f32, key, first: *first as u64 })?;
+            narrow(queue, x, grad)?;
         }
         Ok(())
     }
@@ -307,11 +332,12 @@ impl TrainState {
             }
             shown.hidden.push((weight.id, self.store.weight(weight.id)?));
             let seen = if zero.stage() == Stage::Nothing {
-                weights::cast(queue, average, self.dtype)?
+                weights::cast(queue, average, weight.seen().dtype())?
             } else {
                 queue.alloc(MemoryKind::Weights, self.dtype, self.store.shape(weight.id))?
             };
             self.store.set_weight(weight.id, Some(seen));
+            self.store.set_exact(weight.id, weight.exact().map(|_| average.clone()));
         }
         if !shown.hidden.is_empty() {
             self.spread_rounded(queue, zero, |weight| weight.average().unwrap_or(&weight.master))?;
@@ -332,6 +358,7 @@ impl Drop for ShownAverage<'_> {
     fn drop(&mut self) {
         for (id, weight) in self.hidden.drain(..) {
             self.state.store.set_weight(id, Some(weight));
+            self.state.store.set_exact(id, self.state.weight(id).exact().cloned());
         }
         if self.zero.stage() == Stage::Parameters {
             for weight in self.state.weights.iter().filter(|weight| weight.is_averaged) {
@@ -342,6 +369,7 @@ impl Drop for ShownAverage<'_> {
 }
 
 impl Weight {
+    #[allow(clippy::too_many_arguments, reason = "what a weight is made of")]
     fn new(
         queue: &Queue,
         (id, spec): (ParamId, &ParamSpec),
@@ -350,6 +378,7 @@ impl Weight {
         dtype: DType,
         groups: &ParamGroups,
         has_ema: bool,
+        halves: Halves,
     ) -> Result<Self> {
         let is_replicated = range.len() == spec.elements();
         let Some(group) = groups.of(id) else {
@@ -359,7 +388,8 @@ impl Weight {
         };
         let rule_averages = || group.rule.states(spec.shape()).iter().any(|state| state.name == AVERAGE);
         let is_averaged = has_ema || rule_averages();
-        let compute = (dtype != DType::F32).then(|| weights::cast(queue, &master, dtype)).transpose()?;
+        let rounds = dtype != DType::F32 && halves.masters.is_none();
+        let compute = rounds.then(|| weights::cast(queue, &master, dtype)).transpose()?;
         let mut states = if range.is_empty() { Vec::new() } else { group.rule.states(master.shape()) };
         states.extend((has_ema && !range.is_empty()).then(|| State::exact(AVERAGE, master.shape())));
         let mut tensors = Vec::with_capacity(states.len());
@@ -372,6 +402,7 @@ impl Weight {
                 state.allocate(queue, groups.moments)?
             });
         }
+        let master = halves.masters.map_or(Ok(master.clone()), |dtype| weights::cast(queue, &master, dtype))?;
         Ok(Self { id, range, master, compute, states, tensors, is_frozen: false, is_replicated, is_averaged })
     }
 
@@ -405,7 +436,8 @@ impl Weight {
         }
         let shape = if whole { spec.shape() } else { Shape::from([range.len()]) };
         let master = load(range.clone(), shape)?;
-        let mut weight = Self::new(queue, (id, spec), range, master, dtype, groups, has_ema)?;
+        // Halves are kept on one rank alone.
+        let mut weight = Self::new(queue, (id, spec), range, master, dtype, groups, has_ema, Halves::default())?;
         weight.is_replicated = false;
         if shares_weights {
             zero.set_share(id, weight.seen().clone());
@@ -418,6 +450,11 @@ impl Weight {
     /// What ops read.
     fn seen(&self) -> &Tensor {
         self.compute.as_ref().unwrap_or(&self.master)
+    }
+
+    /// What f32 ops read in its place.
+    fn exact(&self) -> Option<&Tensor> {
+        self.compute.as_ref().map(|_| &self.master)
     }
 
     fn average(&self) -> Option<&Tensor> {

@@ -14,15 +14,16 @@ use crate::grad_norm::clip_factor;
 use crate::layer_drop::Kept;
 use crate::norms::{self, BlockNorms};
 use crate::plan::groups::ParamGroups;
+use crate::precision::half::Summed;
 use crate::random_ltd::{RandomLtd, Routed, Routes};
 use crate::state::{TrainState, noise_std};
 use generate::to_batch;
 use models::{Model, Pass, PassOutput, Recompute, Recorded, Residency};
-use ops::{Batch, Cost, Env, HeadRequest, Single};
+use ops::{Batch, Cost, Env, HeadRequest, Precision, Single};
 use optim::{GradientEdit, Step};
 use parallel::{Order, Zero, grad_norm};
 use std::time::Instant;
-use tensor::{DType, Queue, Tensor};
+use tensor::{DType, LossTerms, Queue, Tensor};
 
 /// What a step is told.
 pub struct StepContext<'a> {
@@ -38,6 +39,8 @@ pub struct StepContext<'a> {
     pub zero: &'a Zero,
     /// The format of activations.
     pub dtype: DType,
+    /// The format of each op; none: all run in `dtype`.
+    pub precision: Option<&'a dyn Precision>,
     /// Optimizer step, from 1.
     pub step: u64,
     /// Updates applied so far, this one included.
@@ -58,6 +61,8 @@ pub struct StepContext<'a> {
     pub lr: f64,
     /// In place of the optimizer's own, where the schedule moves them.
     pub betas: Option<[f64; 2]>,
+    /// What is added to cross-entropy.
+    pub loss_terms: LossTerms,
     /// Largest norm of the gradient; 0: any.
     pub gradient_clipping: f64,
     /// Penalties and clipping by value, of the mean gradient.
@@ -77,7 +82,7 @@ pub struct StepContext<'a> {
 /// What a step did.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepReport {
-    /// Mean over counted targets, before the update, with the losses that blocks declared.
+    /// Mean over counted targets, before the update, with label smoothing, z-loss and the losses that blocks declared.
     pub loss: f64,
     /// Norm of the mean gradient, with penalties and clipped by value, before clipping by norm.
     pub grad_norm: f64,
@@ -126,7 +131,14 @@ struct Numbers {
 
 /// A row of one token without a target.
 fn uncounted() -> data::Sample {
-    data::Sample { input_ids: vec![0], targets: vec![data::IGNORE], positions: vec![0], document_starts: vec![0] }
+    data::Sample {
+        input_ids: vec![0],
+        targets: vec![data::IGNORE],
+        positions: vec![0],
+        document_starts: vec![0],
+        class: None,
+        soft: None,
+    }
 }
 
 /// A micro-batch between its forward and its backward.
@@ -168,6 +180,9 @@ impl StepContext<'_> {
             // Other ranks count on this one, and every micro-batch is a term: this one's is zero.
             samples = &stand_in;
             batch = to_batch(self.queue, samples, first_sample)?;
+            if self.model.labels().is_some() {
+                batch = batch.with_classes(self.queue, &[data::IGNORE])?;
+            }
         }
         let (env, routes) =
             (self.env(&batch, Some(self.seed_of_backward())), self.routes(&batch, samples, first_sample)?);
@@ -215,8 +230,11 @@ impl StepContext<'_> {
     ) -> ops::Result<T> {
         let shared = self.zero.pass(self.queue, &self.state.store, is_last);
         let routed = Routed { inner: &shared, routes };
-        let timed = self.clock.map(|clock| clock.over(&routed));
-        half(Pass { model: self.model, residency: timed.as_ref().map_or(&routed as &dyn Residency, |timed| timed) })
+        let summed = Summed { inner: &routed, store: &self.state.store, queue: self.queue };
+        let residency = if self.state.store.sums_gradients() { &summed as &dyn Residency } else { &routed };
+        let timed = self.clock.map(|clock| clock.over(residency));
+        let residency = timed.as_ref().map_or(residency, |timed| timed);
+        half(Pass { model: self.model, residency })
     }
 
     /// The numbers of all micro-batches of all ranks, in the order of g.
@@ -299,7 +317,8 @@ impl StepContext<'_> {
             regions: &Single,
             batch,
             dtype: self.dtype,
-            head: HeadRequest::TokenLogprobs { seed },
+            precision: self.precision,
+            head: HeadRequest::TokenLogprobs { seed, terms: self.loss_terms },
             dropout: Some((self.seed, self.step)),
             cache: None,
             probe: self.clock.and_then(|clock| clock.probe(self.step)),

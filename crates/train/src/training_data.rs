@@ -4,8 +4,10 @@ use crate::config::RunConfig;
 use crate::error::{Result, TrainError};
 use crate::evaluation;
 use crate::event::{Event, Observer};
+use crate::model_source::ModelOrigin;
 use crate::plan;
-use data::{DataError, Dataset, Loader, OpenOptions, Tokenizer, ValidationSet};
+use crate::task::check_classification;
+use data::{Classes, DataError, Dataset, Loader, OpenOptions, Tokenizer, ValidationSet};
 use std::cell::RefCell;
 
 /// What a run trains and validates on.
@@ -33,6 +35,29 @@ impl TrainingData {
         vocab_size: Option<usize>,
         observer: &mut dyn Observer,
     ) -> Result<Self> {
+        Self::open_with(config, models_own, max_positions, vocab_size, None, observer)
+    }
+
+    /// The same for the model of a run: with classes where it is a classifier.
+    ///
+    /// # Errors
+    /// As [`TrainingData::open`], and what makes no sense for a classifier.
+    pub fn for_model(config: &RunConfig, origin: &ModelOrigin, observer: &mut dyn Observer) -> Result<Self> {
+        if origin.config.task.labels().is_some() {
+            check_classification(config)?;
+        }
+        let (own, limit) = (origin.tokenizer.as_ref(), Some(origin.config.max_positions()));
+        Self::open_with(config, own, limit, origin.config.vocab_size, Some(origin), observer)
+    }
+
+    fn open_with(
+        config: &RunConfig,
+        models_own: Option<&Tokenizer>,
+        max_positions: Option<usize>,
+        vocab_size: Option<usize>,
+        origin: Option<&ModelOrigin>,
+        observer: &mut dyn Observer,
+    ) -> Result<Self> {
         let (_, section, _) = config.for_training()?;
         let sequence_length = plan::sequence_length(config, max_positions)?;
         let cache = section.cache.clone().map_or_else(data::default_cache, Ok)?;
@@ -46,13 +71,18 @@ impl TrainingData {
             threads: config.run.threads,
             chunk_bytes: data::CHUNK_BYTES,
             vocab_size,
+            classes: origin.and_then(|origin| {
+                let names = origin.config.task.labels()?.names();
+                Some(Classes { names, pad: origin.pad(tokenizer.as_ref()) })
+            }),
             on_event: &on_event,
         };
+        let is_classifier = options.classes.is_some();
         let opened = data::open(section, tokenizer.as_ref(), &options);
         let (train, validation) = opened.map_err(|error| at_fault(config, error))?;
         check_targets(config, "data.train", &train)?;
         validation.iter().try_for_each(|set| check_targets(config, &set.key(), &set.dataset))?;
-        evaluation::check(config, &validation)?;
+        evaluation::check(config, &validation, is_classifier)?;
         let loader = Loader::new(train, config.run.seed, section.shuffle);
         Ok(Self { loader, validation, tokenizer, sequence_length })
     }

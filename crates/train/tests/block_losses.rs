@@ -71,6 +71,7 @@ fn samples() -> Vec<Sample> {
         targets: targets.to_vec(),
         positions: (0..ids.len() as u32).collect(),
         document_starts: vec![0],
+        ..Sample::default()
     };
     vec![row(&[1, 2, 3, 4], &[2, 3, 4, 5]), row(&[6, 0, 1, 2], &[0, -100, -100, 3])]
 }

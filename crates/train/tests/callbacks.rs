@@ -273,6 +273,7 @@ impl Callback for Evaluates {
             targets: vec![98, 99, 100],
             positions: vec![0, 1, 2],
             document_starts: vec![0],
+            ..data::Sample::default()
         }];
         self.0.push(engine.eval_batch(&rows).expect("a loss").loss);
         assert_eq!(engine.take_requests(), Control::default());

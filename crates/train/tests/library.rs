@@ -42,6 +42,7 @@ fn row(number: u64) -> Sample {
         targets: (0..16).map(|at| if at < skipped { -100 } else { id(at + 1) as i32 }).collect(),
         positions: (0..16).collect(),
         document_starts: vec![0],
+        ..Sample::default()
     }
 }
 
@@ -78,10 +79,16 @@ fn refusal<T>(result: Result<T, TrainError>) -> String {
 fn a_loop_of_ones_own_gives_the_bits_of_train_batch() {
     let curriculum = json!({ "enabled": true, "curriculum_type": "seqlen", "min_difficulty": 8, "max_difficulty": 16,
                              "schedule_type": "fixed_linear", "schedule_config": { "total_curriculum_step": 3, "difficulty_step": 4 } });
+    let random_ltd = json!({ "enabled": true, "data_routing": { "enabled": true, "random_ltd": {
+        "enabled": true, "total_layer_num": 2, "random_ltd_layer_num": 1, "random_ltd_layer_id": [1],
+        "model_mask_name": "attention_mask", "model_type": "decoder", "hidden_state_order": "batch_seq_dim",
+        "micro_batch_size": 2, "random_ltd_schedule": { "min_value": 8, "max_value": 16, "schedule_type": "fixed_linear",
+            "schedule_config": { "require_steps": 3, "seq_per_step": 4 } } } } });
     for keys in [
         json!({}),
         json!({ "bf16": { "enabled": true } }),
         json!({ "fp16": { "enabled": true, "initial_scale_power": 24 }, "run": { "recompute": true } }),
+        json!({ "data_efficiency": random_ltd }),
         json!({ "progressive_layer_drop": { "enabled": true, "theta": 0.5, "gamma": 0.5 }, "curriculum_learning": curriculum }),
     ] {
         let (mut whole, mut parts) = (engine(keys.clone()), engine(keys.clone()));

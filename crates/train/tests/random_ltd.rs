@@ -118,6 +118,7 @@ fn row(length: u32) -> Sample {
         targets: (0..length as i32).map(|i| (i + 1) * 7 % 50).collect(),
         positions: (0..length).collect(),
         document_starts: vec![0],
+        ..Sample::default()
     }
 }
 

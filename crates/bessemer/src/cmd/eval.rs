@@ -5,7 +5,7 @@ use crate::cmd::model::ModelArgs;
 use crate::cmd::numbers::at_least_one;
 use crate::failure::Failure;
 use crate::ui::Ui;
-use data::{DataError, OpenOptions, Packing, Sources};
+use data::{Classes, DataError, OpenOptions, Packing, Sources};
 use generate::{LoadedModel, TOKENS_PER_PASS, evaluate};
 use serde_json::json;
 use std::cell::RefCell;
@@ -13,11 +13,12 @@ use std::io::{Write, stdout};
 use train::Observer;
 use train::training_data::tell;
 
-/// Mean loss, perplexity and bits per byte over a whole set
+/// Mean loss, perplexity and bits per byte over a whole set; of a classifier accuracy and F1
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   bessemer eval runs/shakespeare --data valid.txt
-  bessemer eval gpt2/ --data 'valid/*.jsonl' --json")]
+  bessemer eval gpt2/ --data 'valid/*.jsonl' --json
+  bessemer eval classifier/ --data reviews.jsonl   # rows {\"text\", \"label\"}")]
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -36,7 +37,9 @@ fn open(args: &Args, model: &LoadedModel, ui: &RefCell<Ui>) -> Result<data::Data
     let longest = model.positions;
     let sources = Sources::from(args.data.as_str());
     // What is wrong with the files is said when they are opened, below.
-    let rows_of_tokens = data::holds_token_rows(&sources).unwrap_or(false);
+    let labels = model.model.labels();
+    // Rows of tokens, and a classifier's rows, are samples as they are.
+    let rows_of_tokens = labels.is_some() || data::holds_token_rows(&sources).unwrap_or(false);
     let window = if rows_of_tokens { longest } else { longest.min(1024) };
     let sequence_length = args.sequence_length.map_or(window, |length| length as usize);
     if sequence_length > longest {
@@ -52,6 +55,7 @@ fn open(args: &Args, model: &LoadedModel, ui: &RefCell<Ui>) -> Result<data::Data
         threads: args.model.threads,
         chunk_bytes: data::CHUNK_BYTES,
         vocab_size: model.config.vocab_size,
+        classes: labels.map(|labels| Classes { names: labels.names(), pad: model.config.tokens.pad }),
         on_event: &on_event,
     };
     data::open_evaluation(&sources, model.tokenizer.as_ref(), &options, "--data").map_err(|error| match error {
@@ -89,6 +93,11 @@ pub(crate) fn run(args: Args, global: Global) -> Result<(), Failure> {
         return Ok(writeln!(out, "{}", json!(evaluation))?);
     }
     writeln!(out, "loss           {:.4}", evaluation.loss)?;
+    if let (Some(accuracy), Some(f1)) = (evaluation.accuracy, evaluation.f1) {
+        writeln!(out, "accuracy       {accuracy:.4}")?;
+        writeln!(out, "F1 (macro)     {f1:.4}")?;
+        return Ok(writeln!(out, "rows           {}", evaluation.tokens)?);
+    }
     writeln!(out, "perplexity     {:.3}", evaluation.perplexity)?;
     if let Some(bits) = evaluation.bits_per_byte {
         writeln!(out, "bits per byte  {bits:.4}")?;

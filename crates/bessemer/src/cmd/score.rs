@@ -41,6 +41,7 @@ fn rows(args: &Args, model: &LoadedModel) -> Result<Vec<TokenizedRow>, Failure> 
         threads: args.model.threads,
         chunk_bytes: data::CHUNK_BYTES,
         vocab_size: model.config.vocab_size,
+        classes: None,
         on_event: &|_| {},
     };
     let dataset = data::open_evaluation(&sources, None, &options, "--tokens").map_err(Failure::request)?;

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `run_file` | a wrong run file is refused and nothing is written |
 //! | `deepspeed` | files of DeepSpeed's, unchanged |
+//! | `classifier` | sequence classification |
 //! | `data` | wrong data, tokenizers and rows of tokens |
 //! | `model_folder` | wrong model folders, and wrong words for `eval`, `score`, `generate`, `export`, `bench` |
 //! | `output` | where a run may write |
@@ -13,6 +14,7 @@
 //! | `results` | what commands print, and what a run leaves |
 //! | `words` | help, logs, pipes, the start |
 
+mod classifier;
 mod common;
 mod data;
 mod deepspeed;

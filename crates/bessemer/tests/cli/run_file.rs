@@ -161,7 +161,7 @@ fn an_unknown_key_at_any_depth_is_refused_with_the_nearest_known_one() {
 fn what_is_not_supported_yet_is_refused_by_name() {
     let place = Place::new();
     for (path, value, named) in [
-        ("data_types", json!({"grad_accum_dtype": "bf16"}), "data_types.grad_accum_dtype is \"bf16\""),
+        ("amp", json!({"enabled": true}), "amp.enabled is true"),
         ("optimizer.type", json!("OneBitAdam"), "optimizer.type is \"OneBitAdam\""),
         ("scheduler", json!({"type": "StepLR", "params": {}}), "scheduler.type is \"StepLR\""),
         (

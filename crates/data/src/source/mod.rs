@@ -10,6 +10,7 @@ mod glob;
 
 pub use glob::glob_matches;
 pub(crate) mod jsonl;
+pub(crate) mod labels;
 pub(crate) mod text;
 pub(crate) mod tokenized;
 

@@ -1,11 +1,13 @@
 //! Rows that are tokens already: `{"input_ids": [...], "labels": [...]}`, one a line.
 //!
 //! As in Transformers, `labels[t]` is held against the prediction made at t-1, -100 is not counted, absent labels are the
-//! input. An `attention_mask` may stand there if it is all ones; other fields mean nothing to us.
+//! input. An `attention_mask` may stand there if it is all ones. `soft_labels`, and the class of a row of a classifier's data, are
+//! described in [`super::labels`]; other fields mean nothing to us.
 
 use serde_json::{Map, Value};
 
 use super::jsonl::{RowPlace, kind};
+use super::labels::{Distribution, soft_labels};
 use crate::error::Result;
 use crate::packing::IGNORE;
 
@@ -15,6 +17,8 @@ pub(crate) struct TokenRow {
     pub(crate) input_ids: Vec<u32>,
     /// As long as `input_ids`; a label is [`IGNORE`] or an id.
     pub(crate) labels: Option<Vec<i32>>,
+    /// As long as `input_ids`; an empty one leaves the label in force.
+    pub(crate) soft: Option<Vec<Distribution>>,
 }
 
 /// Reads a row; every id must lie below `vocab_size`, if that is known.
@@ -23,7 +27,10 @@ pub(crate) fn row_of(place: RowPlace<'_>, row: &Map<String, Value>, vocab_size: 
     let array = |field: &str| match row.get(field) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::Array(values)) => Ok(Some(values)),
-        Some(other) => Err(place.error(format!("{field:?} is {}; it must be an array of integers", kind(other)))),
+        Some(other) => {
+            let of = if field == "soft_labels" { "lists" } else { "integers" };
+            Err(place.error(format!("{field:?} is {}; it must be an array of {of}", kind(other))))
+        }
     };
     let integers = |field: &str, values: &[Value], may_ignore: bool| -> Result<Vec<i32>> {
         let integer = |(index, value): (usize, &Value)| match value.as_i64() {
@@ -42,7 +49,8 @@ pub(crate) fn row_of(place: RowPlace<'_>, row: &Map<String, Value>, vocab_size: 
     if ids.is_empty() {
         return Err(place.error("input_ids is empty; a row must hold at least one token"));
     }
-    for (field, values) in [("labels", array("labels")?), ("attention_mask", array("attention_mask")?)] {
+    for field in ["labels", "attention_mask", "soft_labels"] {
+        let values = array(field)?;
         if let Some(values) = values
             && values.len() != ids.len()
         {
@@ -60,5 +68,6 @@ pub(crate) fn row_of(place: RowPlace<'_>, row: &Map<String, Value>, vocab_size: 
     }
     let input_ids = integers("input_ids", ids, false)?.into_iter().map(|id| id as u32).collect();
     let labels = array("labels")?.map(|labels| integers("labels", labels, true)).transpose()?;
-    Ok(TokenRow { input_ids, labels })
+    let soft = array("soft_labels")?.map(|values| soft_labels(place, values, vocab_size)).transpose()?;
+    Ok(TokenRow { input_ids, labels, soft })
 }

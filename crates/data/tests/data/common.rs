@@ -55,6 +55,7 @@ impl Place {
             threads: self.threads,
             chunk_bytes: self.chunk_bytes,
             vocab_size: self.vocab_size,
+            classes: None,
             on_event,
         };
         let (train, sets) = data::open(&config, tokenizer, &options)?;
@@ -71,6 +72,7 @@ impl Place {
             threads: self.threads,
             chunk_bytes: self.chunk_bytes,
             vocab_size: None,
+            classes: None,
             on_event: &|_| {},
         };
         let config = self.config(json);

@@ -8,7 +8,8 @@ const I: i32 = IGNORE;
 
 fn sample(input_ids: &[u32], targets: &[i32], positions: &[u32], document_starts: &[u32]) -> Sample {
     let (input_ids, targets) = (input_ids.to_vec(), targets.to_vec());
-    Sample { input_ids, targets, positions: positions.to_vec(), document_starts: document_starts.to_vec() }
+    let (positions, document_starts) = (positions.to_vec(), document_starts.to_vec());
+    Sample { input_ids, targets, positions, document_starts, ..Sample::default() }
 }
 
 /// A tokenizer whose ids are those of letters ('a' = 0 ...) and whose end-of-text token is 26.
@@ -160,6 +161,7 @@ fn an_evaluation_is_not_told_to_change_a_run_file() {
             threads: 1,
             chunk_bytes: place.chunk_bytes,
             vocab_size: None,
+            classes: None,
             on_event: &|_| {},
         };
         data::open_evaluation(&path.into(), None, &options, "--tokens").unwrap_err().to_string()

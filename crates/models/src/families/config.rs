@@ -15,6 +15,7 @@ use super::llama_config::LlamaConfig;
 use crate::hf::generation_config::ids_to_json;
 use crate::hf::keys::Keys;
 use crate::hf::{ConfigError, Dtype, HfError, NameRules};
+use crate::task::{self, Labels, Task};
 
 /// The name of the file in a folder.
 pub const FILE: &str = "config.json";
@@ -29,6 +30,8 @@ pub struct ModelConfig {
     pub tokens: TokenIds,
     /// Whether the head's weight is the embedding's.
     pub tie_word_embeddings: bool,
+    /// What the model is for: which head it has.
+    pub task: Task,
     /// Standard deviation of fresh weights.
     pub initializer_range: f64,
     /// The architecture and its sizes.
@@ -63,6 +66,8 @@ pub(super) struct FamilyKeys {
     pub(super) model_type: &'static str,
     /// The class in `architectures` with a language-model head.
     pub(super) architecture: &'static str,
+    /// The one with a classification head.
+    pub(super) classifier: &'static str,
     /// Transformers' default of `tie_word_embeddings`.
     pub(super) tied_by_default: bool,
     /// Transformers' defaults of `bos_token_id` and `eos_token_id`.
@@ -74,7 +79,7 @@ pub(super) struct FamilyKeys {
     /// Keys of this family's published files that do not affect the computation.
     pub(super) inert: &'static [&'static str],
     /// How its files name weights; `tied` is what a tied head is stored as, and is dropped for an untied one.
-    pub(super) names: NameRules,
+    pub(super) names: NameRules<'static>,
 }
 
 /// Every family that can be read.
@@ -172,7 +177,6 @@ impl ModelConfig {
         // Known but not kept: `to_hf_json` says them anew.
         keys.text("torch_dtype")?;
         keys.text("dtype")?;
-        keys.value("architectures");
         let initializer_range =
             keys.number("initializer_range", "a number from 0 to 1", |x| (0.0..=1.0).contains(&x))?;
         let config = Self {
@@ -180,6 +184,7 @@ impl ModelConfig {
             tokens: token_ids(&keys, vocab_size, family.default_bos_eos)?,
             tie_word_embeddings: keys.flag("tie_word_embeddings")?.unwrap_or(family.tied_by_default),
             initializer_range: initializer_range.unwrap_or(0.02),
+            task: task::read(&keys, family.classifier)?,
             family: (family.read)(&keys)?,
             kept: Map::new(),
         };
@@ -195,7 +200,8 @@ impl ModelConfig {
         let family = self.keys();
         let mut out = self.kept.clone();
         let mut set = |key: &str, value: Value| out.insert(key.to_owned(), value);
-        set("architectures", json!([family.architecture]));
+        let is_classifier = self.task.labels().is_some();
+        set("architectures", json!([if is_classifier { family.classifier } else { family.architecture }]));
         set("model_type", json!(family.model_type));
         set("dtype", json!(torch_name(dtype)));
         set("bos_token_id", json!(self.tokens.bos));
@@ -207,6 +213,9 @@ impl ModelConfig {
             set("vocab_size", json!(vocab_size));
         }
         (family.write)(&self.family, &mut out);
+        if let Some(labels) = self.task.labels() {
+            task::write(labels, &mut out);
+        }
         out.sort_keys();
         Value::Object(out)
     }
@@ -223,6 +232,17 @@ impl ModelConfig {
         Ok(vocab_size)
     }
 
+    /// Makes it a classifier. Where it has no padding token the one that ends a text becomes it, as is the custom:
+    /// Transformers runs a classifier on several rows at once only if it has one.
+    pub fn classify(&mut self, labels: Labels) {
+        self.task = Task::SequenceClassification(labels);
+        self.tokens.pad = self.tokens.pad.or(self.tokens.eos.first().copied());
+        // What a language model's file said of its labels meant nothing.
+        for key in ["id2label", "label2id", "num_labels", "problem_type"] {
+            self.kept.shift_remove(key);
+        }
+    }
+
     /// Turns every dropout off, for measurements.
     pub fn disable_dropout(&mut self) {
         match &mut self.family {
@@ -237,7 +257,7 @@ impl ModelConfig {
     }
 
     /// How files of this model may differ from its parameter names.
-    pub fn name_rules(&self) -> NameRules {
+    pub fn name_rules(&self) -> NameRules<'static> {
         let names = self.keys().names.clone();
         NameRules { tied: names.tied.filter(|_| self.tie_word_embeddings), ..names }
     }

@@ -3,14 +3,15 @@
 //! Matrices are `Conv1D`: stored [in, out]. Start: normal with `initializer_range`, the two projections back into the
 //! residual stream divided by `sqrt(2 n_layer)`. Reference: `modeling_gpt2.py` of Transformers 5.23.
 
+use super::head::head;
 use super::{Gpt2Config, ModelConfig};
 use crate::block::{LinearSpec, Model, ModelBuilder};
-use crate::layers::{Activation, Embedding, LmHead, Mlp, Norm, PreNorm, SelfAttention};
+use crate::layers::{Activation, Embedding, Mlp, Norm, PreNorm, SelfAttention};
 use crate::param::{Dim, EMBED, HEADS, Init, MLP, POSITIONS, VOCAB};
 use ops::{AttentionLayout, Linear, WeightLayout};
 use tensor::Gelu;
 
-/// The blocks `transformer.wte`, `transformer.h.0`, ..., `lm_head`.
+/// The blocks `transformer.wte`, `transformer.h.0`, ..., `lm_head` or `score`.
 pub fn build(config: &ModelConfig, gpt2: &Gpt2Config, vocab_size: usize) -> Model {
     let mut builder = ModelBuilder::default();
     let std = config.initializer_range as f32;
@@ -27,13 +28,7 @@ pub fn build(config: &ModelConfig, gpt2: &Gpt2Config, vocab_size: usize) -> Mode
         builder.block(name, block);
     }
     let norm = layer_norm(&mut builder, "transformer.ln_f", gpt2);
-    let weight = if config.tie_word_embeddings {
-        builder.share(tokens)
-    } else {
-        builder.param("lm_head.weight", [vocab, embed], init)
-    };
-    let linear = Linear { weight, bias: None, layout: WeightLayout::OutIn };
-    builder.block("lm_head", LmHead { norm, linear });
+    head(&mut builder, config, norm, tokens, gpt2.n_embd);
     builder.build(vocab_size, Some(gpt2.n_positions), Some(config.clone()))
 }
 

@@ -97,6 +97,7 @@ impl Gpt2Config {
 pub(super) static KEYS: FamilyKeys = FamilyKeys {
     model_type: "gpt2",
     architecture: "GPT2LMHeadModel",
+    classifier: "GPT2ForSequenceClassification",
     tied_by_default: true,
     default_bos_eos: (50256, 50256),
     read,

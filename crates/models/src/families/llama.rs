@@ -3,13 +3,14 @@
 //! Matrices are stored [out, in]. q, k and v run as one product with packed output, gate and up as another. Start: normal
 //! with `initializer_range`. Reference: `modeling_llama.py` of Transformers 5.23.
 
+use super::head::head;
 use super::{LlamaConfig, ModelConfig};
 use crate::block::{LinearSpec, Model, ModelBuilder};
-use crate::layers::{Activation, Embedding, LmHead, Mlp, Norm, PreNorm, SelfAttention};
+use crate::layers::{Activation, Embedding, Mlp, Norm, PreNorm, SelfAttention};
 use crate::param::{Dim, EMBED, HEADS, Init, KV_HEADS, MLP, POSITIONS, VOCAB};
 use ops::{AttentionLayout, Linear, ParamId, WeightLayout};
 
-/// The blocks `model.embed_tokens`, `model.layers.0`, ..., `lm_head`. `positions`: rows of the rotary tables.
+/// The blocks `model.embed_tokens`, `model.layers.0`, ..., `lm_head` or `score`. `positions`: rows of the rotary tables.
 pub fn build(config: &ModelConfig, llama: &LlamaConfig, vocab_size: usize, positions: usize) -> Model {
     let mut builder = ModelBuilder::default();
     let std = config.initializer_range as f32;
@@ -28,13 +29,7 @@ pub fn build(config: &ModelConfig, llama: &LlamaConfig, vocab_size: usize, posit
         builder.block(name, block);
     }
     let norm = rms_norm(&mut builder, "model.norm.weight", llama);
-    let weight = if config.tie_word_embeddings {
-        builder.share(tokens)
-    } else {
-        builder.param("lm_head.weight", [vocab, embed], init)
-    };
-    let linear = Linear { weight, bias: None, layout: WeightLayout::OutIn };
-    builder.block("lm_head", LmHead { norm, linear });
+    head(&mut builder, config, norm, tokens, llama.hidden_size);
     builder.build(vocab_size, Some(llama.max_position_embeddings), Some(config.clone()))
 }
 

@@ -50,6 +50,7 @@ impl LlamaConfig {
 pub(super) static KEYS: FamilyKeys = FamilyKeys {
     model_type: "llama",
     architecture: "LlamaForCausalLM",
+    classifier: "LlamaForSequenceClassification",
     tied_by_default: false,
     default_bos_eos: (1, 2),
     read,

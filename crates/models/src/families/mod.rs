@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod gpt2_config;
+mod head;
 pub mod llama_config;
 pub mod presets;
 mod rope_keys;

@@ -12,11 +12,11 @@ use super::weights::{WeightEntry, WeightFiles, is_readable};
 
 /// How one family's files may differ from its parameter names.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NameRules {
+pub struct NameRules<'a> {
     /// What base-model exports leave out, with its point: `transformer.`.
     pub prefix: &'static str,
     /// Endings of the names of buffers that old files carry.
-    pub ignored_endings: &'static [&'static str],
+    pub ignored_endings: &'a [&'a str],
     /// A tensor that may be stored a second time, and the parameter that it must then equal.
     pub tied: Option<(&'static str, &'static str)>,
 }
@@ -43,7 +43,7 @@ pub fn resolve<'a>(files: &'a WeightFiles, parameter: &str, prefix: &str) -> Opt
 /// Reads no tensor, but for a tied head stored twice, which is compared to the embedding byte for byte.
 pub fn match_weights<'a>(
     files: &'a WeightFiles,
-    rules: &NameRules,
+    rules: &NameRules<'_>,
     wanted: &[WantedWeight],
 ) -> Result<Vec<WeightEntry<'a>>, HfError> {
     let mut found = Vec::with_capacity(wanted.len());
@@ -66,7 +66,7 @@ pub fn match_weights<'a>(
 }
 
 /// A file that stored the tied head but not the embedding.
-fn stored_as_tied<'a>(files: &'a WeightFiles, rules: &NameRules, parameter: &str) -> Option<WeightEntry<'a>> {
+fn stored_as_tied<'a>(files: &'a WeightFiles, rules: &NameRules<'_>, parameter: &str) -> Option<WeightEntry<'a>> {
     let (copy, original) = rules.tied?;
     if parameter == original { files.entry(copy) } else { None }
 }
@@ -84,7 +84,7 @@ fn check(entry: &WeightEntry<'_>, weight: &WantedWeight) -> Result<(), HfError> 
     Ok(())
 }
 
-fn refuse_unwanted(files: &WeightFiles, rules: &NameRules, found: &[WeightEntry<'_>]) -> Result<(), HfError> {
+fn refuse_unwanted(files: &WeightFiles, rules: &NameRules<'_>, found: &[WeightEntry<'_>]) -> Result<(), HfError> {
     let used: BTreeSet<&str> = found.iter().map(|entry| entry.name).collect();
     let ignored = |name: &str| rules.ignored_endings.iter().any(|ending| name.ends_with(ending));
     let mut unwanted = Vec::new();
@@ -104,7 +104,12 @@ fn refuse_unwanted(files: &WeightFiles, rules: &NameRules, found: &[WeightEntry<
 }
 
 /// A head that is tied by the configuration and stored nevertheless must be the embedding.
-fn check_tied(files: &WeightFiles, rules: &NameRules, copy: &WeightEntry<'_>, original: &str) -> Result<(), HfError> {
+fn check_tied(
+    files: &WeightFiles,
+    rules: &NameRules<'_>,
+    copy: &WeightEntry<'_>,
+    original: &str,
+) -> Result<(), HfError> {
     let original = resolve(files, original, rules.prefix).expect("match_weights found every parameter");
     let same =
         original.shape == copy.shape && original.dtype == copy.dtype && files.same_bytes(original.name, copy.name)?;

@@ -1,10 +1,12 @@
 //! A model on the CPU with its weights and one batch: what the tests of whole models run.
 
+#![allow(dead_code, reason = "each test file uses its part")]
+
 use models::weights::{self, WeightSource};
 use models::{Model, ModelConfig, Pass, Resident, registry};
 use ops::{Batch, Env, HeadRequest, ParamStore, Single};
 use std::path::Path;
-use tensor::{DType, Isa, Queue, Tensor, cpu};
+use tensor::{DType, Isa, LossTerms, Queue, Tensor, cpu};
 use testing::oracle::Row;
 use testing::trainee::pack;
 
@@ -39,6 +41,7 @@ impl Loaded {
             regions: &Single,
             batch,
             dtype: self.dtype,
+            precision: None,
             head,
             dropout: None,
             cache: None,
@@ -59,7 +62,8 @@ impl Loaded {
     pub(crate) fn loss_and_gradients(&self, rows: &[Row], recompute: bool) -> (f64, Vec<(String, Vec<f32>)>) {
         let batch = self.batch(rows);
         let count = batch.num_targets;
-        let env = self.env(&batch, HeadRequest::TokenLogprobs { seed: Some(-1.0 / count as f32) });
+        let env = self
+            .env(&batch, HeadRequest::TokenLogprobs { seed: Some(-1.0 / count as f32), terms: LossTerms::default() });
         self.store.clear_gradients();
         let pass = self.pass().forward_backward(&env, 0.0, &recompute.into()).expect("forward and backward");
         let loss = -sum(&self.queue, &pass.logprobs) / count as f64;

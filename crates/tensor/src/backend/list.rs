@@ -245,14 +245,16 @@ kernels! {
         /// As `qkv`, written.
         dqkv: tensor,
     }
-    /// Log-probability of each row's target and the row's log-sum-exp.
+    /// Log-probability of each row's target, with what `terms` add, and the row's log-sum-exp.
     cross_entropy: CrossEntropyArgs {
         /// f32 [C, V].
         logits: tensor,
         /// i32 `[C]`; negative: not counted.
         targets: tensor,
-        /// f32 [C, V]: soft targets, used instead of `targets` where `targets` is not negative.
-        soft_targets: option,
+        /// Distributions, used instead of `targets` where `targets` is not negative.
+        soft_targets: soft,
+        /// Label smoothing and z-loss.
+        terms: value(LossTerms),
         /// f32 `[C]`, written; 0 where not counted.
         logprobs: tensor,
         /// f32 `[C]`, written.
@@ -264,8 +266,10 @@ kernels! {
         logits: tensor,
         /// i32 `[C]`.
         targets: tensor,
-        /// f32 [C, V].
-        soft_targets: option,
+        /// As in forward.
+        soft_targets: soft,
+        /// As in forward.
+        terms: value(LossTerms),
         /// f32 `[C]`.
         log_sum_exp: tensor,
         /// f32 `[C]`: gradient of each row's log-probability.
@@ -349,6 +353,25 @@ kernels! {
         x: tensor,
         /// f32 `[units]`.
         partial: tensor,
+    }
+    /// What values look like beside the limits of a format, for each unit of 4,096 elements: largest finite magnitude; how
+    /// many are not finite, are not zero, and are neither zero nor as large as `tiny`.
+    survey: SurveyArgs {
+        /// Any float format, any shape.
+        x: tensor,
+        /// The smallest normal number of a format.
+        tiny: value(f32),
+        /// f32 [units, 4].
+        out: tensor,
+    }
+    /// `sum (x - y)^2` and `sum y^2` of each unit of 4,096 elements.
+    distance: DistanceArgs {
+        /// Any float format, any shape.
+        x: tensor,
+        /// f32, as `x`.
+        y: tensor,
+        /// f32 [units, 2].
+        out: tensor,
     }
     /// `out = sum over rows of x`.
     column_sum: ColumnSumArgs {

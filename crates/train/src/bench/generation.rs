@@ -52,6 +52,7 @@ pub fn bench_generation(options: &BenchOptions<'_>) -> Result<GenerationMeasured
         regions: &Single,
         residency: &Resident,
         dtype: plan.dtype,
+        precision: None,
         positions: length,
     };
     let sampling = Sampling { temperature: 0.0, ..Sampling::default() };

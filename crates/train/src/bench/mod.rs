@@ -95,6 +95,8 @@ fn config(options: &BenchOptions<'_>) -> Result<RunConfig> {
     config.data_efficiency.enabled = false;
     config.bf16.enabled = options.bf16.unwrap_or(config.bf16.enabled);
     config.fp16.enabled &= options.bf16.is_none();
+    config.torch_autocast.enabled &= options.bf16.is_none();
+    config.run.precision.retain(|_, _| options.bf16.is_none());
     config.run.threads = options.threads;
     if let Some(isa) = options.isa.filter(|isa| Isa::at_most(isa).is_none()) {
         let known = Isa::NAMES.join(", ");

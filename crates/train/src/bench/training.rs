@@ -8,7 +8,9 @@ use crate::config::RunConfig;
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::system::{num_cores, peak_resident_bytes};
+use crate::task::full_row;
 use data::Sample;
+use models::Model;
 use models::weights::WeightSource;
 use serde_json::json;
 use std::time::Instant;
@@ -49,7 +51,7 @@ pub fn bench(options: &BenchOptions<'_>, on_step: &mut dyn FnMut(u64, f64)) -> R
     }
     let (model, plan) = prepared(options, &config)?;
     let length = plan.sequence_length;
-    let (threads, isa, dtype, vocab) = (plan.threads, plan.isa, plan.dtype, model.vocab_size);
+    let (threads, isa, dtype) = (plan.threads, plan.isa, plan.dtype);
     let (precision, batch) = (plan.precision(), plan.batch.train_batch_size);
     let queue = cpu::queue(threads, threads <= num_cores(), isa);
     let queue = if options.profile { profile::queue(queue) } else { queue };
@@ -57,7 +59,7 @@ pub fn bench(options: &BenchOptions<'_>, on_step: &mut dyn FnMut(u64, f64)) -> R
     let tokens = Stream::new(0, "bench");
     let (mut seconds, mut flops) = (Vec::new(), 0);
     for step in 0..=options.steps {
-        let row = |row| random_row(&tokens, step * batch + row, length, vocab);
+        let row = |row| random_row(&engine.model, &tokens, step * batch + row, length);
         let samples: Vec<Sample> = (0..batch).map(row).collect();
         let start = Instant::now();
         let report = engine.train_batch(&samples)?;
@@ -87,12 +89,9 @@ pub fn bench(options: &BenchOptions<'_>, on_step: &mut dyn FnMut(u64, f64)) -> R
     })
 }
 
-fn random_row(tokens: &Stream, row: u64, length: usize, vocab: usize) -> Sample {
+fn random_row(model: &Model, tokens: &Stream, row: u64, length: usize) -> Sample {
+    let vocab = model.vocab_size;
     let id = |position: usize| (tokens.uniform(row * (length as u64 + 1) + position as u64) * vocab as f64) as u32;
-    Sample {
-        input_ids: (0..length).map(id).collect(),
-        targets: (1..=length).map(|position| id(position) as i32).collect(),
-        positions: (0..length as u32).collect(),
-        document_starts: vec![0],
-    }
+    let targets = (1..=length).map(|position| id(position) as i32).collect();
+    full_row(model, (0..length).map(id).collect(), targets)
 }

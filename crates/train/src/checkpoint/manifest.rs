@@ -7,6 +7,7 @@ use crate::best::BestState;
 use crate::early_stop::EarlyStopState;
 use crate::loss_scale::LossScale;
 use crate::loss_spike::SpikeState;
+use crate::precision::adaptive::Raised;
 use optim::schedule::PlateauState;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -70,6 +71,9 @@ pub struct Head {
     /// Of a run that keeps its best checkpoints; this one may be among them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub best: Option<BestState>,
+    /// Ops in f32 for a while, in a run whose precision adapts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adaptive_precision: Option<Vec<Raised>>,
     /// The last step whose evaluation was made, and is in the state above.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evaluated: Option<u64>,

@@ -3,10 +3,8 @@
 /// Sections and keys with what to use in their place. The longest that is the key, or a section around it, counts.
 const INSTEAD: &[(&str, &str)] = &[
     ("aio.use_gds", "files are read by the CPU here: leave it out"),
-    ("amp", "mixed precision is fp16.enabled or bf16.enabled"),
+    ("amp", "mixed precision is fp16.enabled, bf16.enabled or torch_autocast"),
     ("autotuning", "measure with `bessemer bench`, foresee memory with `bessemer plan`, and set what is best"),
-    ("bf16.bf16_master_weights_and_grads", "masters are f32; moments in 16 bits are optimizer.moments \"bf16\""),
-    ("bf16.bf16_optimizer_states", "moments in bf16 are optimizer.moments \"bf16\", with f32 masters"),
     ("checkpoint.use_node_local_storage", "run.output must be a folder that every rank sees"),
     ("comet", "the numbers are in metrics.jsonl in the run's folder, and nothing is sent"),
     ("comms_logger", "what ranks send in a step is shown by `bessemer plan --ranks N`"),
@@ -23,12 +21,9 @@ const INSTEAD: &[(&str, &str)] = &[
         "full rows whatever the documents' lengths are data.packing \"concat\"",
     ),
     ("data_parallel_size", "ranks are given by --ranks"),
-    ("data_types.buffer_dtype", "models have no buffers here that would be rounded: leave it out"),
-    ("data_types.grad_accum_dtype", "gradients always add up in f32"),
     ("datastates_ckpt", "run.checkpoint_async writes checkpoints while training goes on"),
     ("expert_parallel", "experts are trained on one rank for now: leave the section out"),
     ("flops_profiler", "FLOPs per token are shown by `bessemer plan`, time by `bessemer bench`"),
-    ("fp16.fp16_master_weights_and_grads", "masters are f32; moments in 16 bits are optimizer.moments \"bf16\""),
     (
         "hybrid_engine",
         "samples while training are run.sample_prompt and run.sample_every, after it `bessemer generate`",
@@ -53,7 +48,6 @@ const INSTEAD: &[(&str, &str)] = &[
     ("sparse_attention", "attention is dense, or in windows where the model's config says so: leave the section out"),
     ("tensor_parallel", "matrices are trained on one rank for now: leave the section out"),
     ("tensorboard", "the numbers are in metrics.jsonl in the run's folder"),
-    ("torch_autocast", "mixed precision is bf16.enabled or fp16.enabled"),
     ("wandb", "the numbers are in metrics.jsonl in the run's folder, and nothing is sent"),
     ("weight_quantization", "models are read and trained in f32, bf16 or fp16"),
     ("zero_optimization", "leave it out"),

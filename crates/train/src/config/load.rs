@@ -12,6 +12,8 @@ use super::error::ConfigError;
 use super::keys::{Keys, Kind, TypeKeys, join, type_keys};
 use super::resolve::{self, Origin};
 use super::{Given, RunConfig, encoded, random_ltd, read, recompute, together};
+use crate::precision::Formats;
+use crate::precision::half::Halves;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -90,6 +92,8 @@ pub(super) fn from_value(value: Value, name: &str, overrides: &Overrides<'_>) ->
     let mut config: RunConfig = serde_json::from_value(typed).map_err(|e| ConfigError::about(name, e))?;
     unheeded.not_yet.splice(0..0, later);
     config.given = Given { name: name.to_owned(), root, filled, origins, unheeded, notices };
+    Formats::of(&config)?;
+    Halves::check(&config)?;
     Ok(config)
 }
 
@@ -226,7 +230,11 @@ fn arguments(
     origins: &mut BTreeMap<String, Origin>,
 ) -> Result<(), ConfigError> {
     if let Some(model) = overrides.model {
+        let labels = resolve::at(root, "model.labels").cloned();
         root.insert("model".into(), json!({ "path": model }));
+        if let Some(labels) = labels {
+            root["model"]["labels"] = labels; // of the head, which no folder of a language model has
+        }
         origins.insert("model".into(), Origin::Argument);
     }
     if let Some(data) = overrides.data {
@@ -304,12 +312,14 @@ fn derive(root: &mut Map<String, Value>, name: &str, origins: &mut BTreeMap<Stri
     let says = |path: &str, value: Value| resolve::at(root, path) == Some(&value);
     let is_w = says("optimizer.type", "AdamW".into())
         || (says("optimizer.type", "Adam".into()) && !says("optimizer.params.adam_w_mode", false.into()));
-    let is_bf16 = says("optimizer.params.fp32_optimizer_states", false.into());
+    let says_on = |path: &str| resolve::at(root, path) == Some(&Value::Bool(true));
+    let is_bf16 = says("optimizer.params.fp32_optimizer_states", false.into())
+        || (says_on("bf16.enabled") && says_on("bf16.bf16_optimizer_states"));
     if is_w && says("optimizer.params.torch_adam", true.into()) {
         put(root, "optimizer.params.weight_decay", 0.01.into());
     }
-    // DeepSpeed's CPU Adam then keeps them in bf16.
-    if is_bf16 {
+    // DeepSpeed's CPU Adam then keeps moments in bf16.
+    if is_bf16 && resolve::at(root, "optimizer").is_some() {
         put(root, "optimizer.moments", "bf16".into());
     }
 }

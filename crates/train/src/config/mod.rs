@@ -57,6 +57,8 @@ use crate::layer_drop::LayerDropConfig;
 use crate::loss_spike::LossSpikeConfig;
 use crate::monitor::MonitorConfig;
 use crate::plan::ramp::RampConfig;
+use crate::precision::adaptive::AdaptiveConfig;
+use crate::task::LabelsConfig;
 use check::Unheeded;
 use data::DataConfig;
 use optim::GradientEdit;
@@ -65,6 +67,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use tensor::LossTerms;
 
 /// What the run file says, absent keys at their defaults. Keys that are checked and have no effect here are not fields.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -97,6 +100,10 @@ pub struct RunConfig {
     pub elasticity: ElasticityConfig,
     /// Mixed precision in bf16.
     pub bf16: Bf16Config,
+    /// Formats op by op, as PyTorch's autocast has them.
+    pub torch_autocast: AutocastConfig,
+    /// Formats beside those of the mode.
+    pub data_types: DataTypesConfig,
     /// Rows that grow with the steps.
     pub curriculum_learning: CurriculumConfig,
     /// Layers left out at random.
@@ -130,7 +137,7 @@ pub struct RunConfig {
     given: Given,
 }
 
-/// The `model` section: exactly one of its fields is given.
+/// The `model` section: exactly one of path, preset and config is given.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub struct ModelConfig {
     /// A folder in the Hugging Face layout, a checkpoint or a run's output.
@@ -139,6 +146,8 @@ pub struct ModelConfig {
     pub preset: Option<String>,
     /// A Hugging Face `config.json`, unchecked.
     pub config: Option<Map<String, Value>>,
+    /// The classes of a fresh classification head; none: the head that the model has.
+    pub labels: Option<LabelsConfig>,
 }
 
 /// The `run` section.
@@ -192,10 +201,18 @@ pub struct RunSection {
     pub l1_penalty: f64,
     /// Times each weight that may decay, added to the mean gradient.
     pub l2_penalty: f64,
+    /// See [`RunSection::loss_terms`].
+    pub label_smoothing: f64,
+    /// See [`RunSection::loss_terms`].
+    pub z_loss: f64,
     /// Eta of the normal noise on the clipped gradient; 0: none.
     pub gradient_noise: f64,
     /// The guard against loss spikes; none: there is no guard.
     pub loss_spike: Option<LossSpikeConfig>,
+    /// Ops that run in f32 for a while; none: formats are fixed.
+    pub adaptive_precision: Option<AdaptiveConfig>,
+    /// Formats by op family, or by blocks and family (`transformer.h.0/linear`); see [`crate::precision`].
+    pub precision: Map<String, Value>,
     /// Early steps take fewer samples; none: every step takes `train_batch_size`.
     pub batch_ramp: Option<RampConfig>,
     /// The validation set that what follows evaluations follows; none: the first.
@@ -209,6 +226,11 @@ pub struct RunSection {
 }
 
 impl RunSection {
+    /// What training adds to cross-entropy; evaluation does not.
+    pub fn loss_terms(&self) -> LossTerms {
+        LossTerms { label_smoothing: self.label_smoothing as f32, z_loss: self.z_loss as f32 }
+    }
+
     /// What is done to every gradient before its norm is taken; none: nothing.
     pub fn gradient_edit(&self) -> Option<GradientEdit> {
         let [l1, l2] = [self.l1_penalty as f32, self.l2_penalty as f32];
@@ -234,6 +256,8 @@ pub struct Fp16Config {
     pub consecutive_hysteresis: bool,
     /// The lowest dynamic scale, above 0 where there is one.
     pub min_loss_scale: f64,
+    /// Masters and sums of gradients in fp16.
+    pub fp16_master_weights_and_grads: bool,
 }
 
 impl Fp16Config {
@@ -250,6 +274,26 @@ pub struct Bf16Config {
     pub enabled: bool,
     /// Skip the step when a gradient is not finite.
     pub check_grad_overflow: bool,
+    /// Masters and sums of gradients in bf16; see [`crate::precision`].
+    pub bf16_master_weights_and_grads: bool,
+    /// Moments in bf16, as `optimizer.moments` says it.
+    pub bf16_optimizer_states: bool,
+}
+
+/// The `data_types` section.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct DataTypesConfig {
+    /// The format in which gradients add up over micro-batches; none: f32, or that of masters in 16 bits.
+    pub grad_accum_dtype: Option<String>,
+}
+
+/// The `torch_autocast` section; see [`crate::precision`].
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct AutocastConfig {
+    /// Products and attention in the 16-bit format, norms and the residual stream in f32.
+    pub enabled: bool,
+    /// The 16-bit format; none: bf16.
+    pub dtype: Option<String>,
 }
 
 /// The `elasticity` section; see [`crate::plan::elasticity`].

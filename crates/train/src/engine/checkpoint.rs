@@ -12,6 +12,7 @@
 use super::{Engine, Pending};
 use crate::checkpoint::{self, Checkpoint, FreshFrom, Head, Loader, Rng, Tag, TensorSpec};
 use crate::error::{Result, TrainError};
+use crate::precision::adaptive::Adaptive;
 use crate::resume::model_json;
 use crate::saving::first_of_all;
 use crate::state::{StateTensor, WEIGHT};
@@ -115,6 +116,7 @@ impl Engine {
             plateau: self.plateau.map(|plateau| plateau.state),
             early_stop: self.followers.early_stop(),
             best: self.followers.best_state(),
+            adaptive_precision: self.adaptive.as_ref().map(Adaptive::state),
             evaluated: self.evaluated,
             set_lr: self.set_lr,
             fresh_from: self.fresh,
@@ -173,6 +175,9 @@ impl Engine {
         (self.counters, self.evaluated, self.fresh, self.last) = (head.counters, head.evaluated, head.fresh_from, None);
         if let (Some(guard), Some(state)) = (&mut self.guard, &head.loss_spike) {
             guard.restore(state.clone());
+        }
+        if let (Some(adaptive), Some(state)) = (&mut self.adaptive, &head.adaptive_precision) {
+            adaptive.restore(state);
         }
         self.callbacks.get_mut().restore(head.callbacks.clone(), head.evaluation_asked);
         if options.optimizer_states {

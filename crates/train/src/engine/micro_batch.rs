@@ -26,10 +26,11 @@ use super::Engine;
 use crate::curriculum::cut;
 use crate::error::{Result, TrainError};
 use crate::loss_scale::ScaleChange;
+use crate::precision::adaptive::Adaptive;
 use crate::run;
 use crate::step::{Accumulated, Forwarded, StepReport};
 use data::Sample;
-use generate::{Evaluation, TOKENS_PER_PASS};
+use generate::{Evaluation, TOKENS_PER_PASS, check_task};
 use std::sync::Arc;
 use tensor::Tensor;
 
@@ -66,6 +67,8 @@ pub(super) struct Pending {
     samples: Vec<Sample>,
     /// Of all ranks.
     num_samples: u64,
+    /// Samples of each micro-batch of this rank.
+    sizes: Vec<usize>,
     /// The micro-batch between forward and backward; its pass is none where it has no token.
     open: Option<(Arc<()>, Option<Forwarded>)>,
     /// Micro-batches that were stepped.
@@ -260,14 +263,21 @@ impl Engine {
         };
         for sample in samples {
             self.model.check_length(sample.input_ids.len())?;
+            check_task(&self.model, sample)?;
         }
         if !self.pending.is_begun() {
             self.tell(|callback, control| callback.on_step_begin(self, control));
         }
         let mut pending = std::mem::take(&mut self.pending);
-        let forwarded = self.context().forward(samples, first_sample, &pending.accumulated)?;
+        if let Some(adaptive) = self.adaptive.as_ref().filter(|_| pending.sizes.is_empty()) {
+            adaptive.begin_step(self.counters.step + 1);
+        }
+        let forwarded = self.context().forward(samples, first_sample, &pending.accumulated);
+        self.adaptive.iter().for_each(Adaptive::pause);
+        let forwarded = forwarded?;
         pending.samples.extend_from_slice(samples);
         pending.num_samples += samples.len() as u64;
+        pending.sizes.push(samples.len());
         let loss = Loss { pass: Arc::new(()), parts: forwarded.as_ref().map(Forwarded::parts) };
         pending.open = Some((loss.pass.clone(), forwarded));
         self.pending = pending;
@@ -280,7 +290,12 @@ impl Engine {
         let (pass, forwarded) = pending.open.take().expect("Engine::finish_pass: a forward went before");
         assert!(Arc::ptr_eq(&pass, &loss.pass), "Engine::finish_pass: another forward came between");
         if let Some(forwarded) = forwarded {
-            self.context().backward(forwarded, is_last, &mut pending.accumulated)?;
+            if let Some(adaptive) = self.adaptive.as_ref().filter(|_| pending.sizes.len() == 1) {
+                adaptive.go_on(self.counters.step + 1);
+            }
+            let done = self.context().backward(forwarded, is_last, &mut pending.accumulated);
+            self.adaptive.iter().for_each(Adaptive::pause);
+            done?;
         }
         self.pending = pending;
         Ok(())
@@ -288,9 +303,8 @@ impl Engine {
 
     /// Norm, clipping and update from what was accumulated; then the loss scale of the next step.
     fn update(&mut self) -> Result<StepReport> {
-        let Pending { accumulated, samples, num_samples, .. } = std::mem::take(&mut self.pending);
-        let mut ready = |norm: f64| self.tell(|callback, control| callback.on_pre_optimizer_step(self, norm, control));
-        let report = self.context().update(accumulated, &samples, &mut ready)?;
+        let Pending { accumulated, samples, num_samples, sizes, .. } = std::mem::take(&mut self.pending);
+        let report = self.update_adapting(accumulated, &samples, &sizes)?;
         // A step that ends the run has not been: nothing moves, so that the state before it can still be saved.
         let mut scaler = self.scaler;
         if let Some(scaler) = &mut scaler
@@ -311,6 +325,9 @@ impl Engine {
         self.counters.applied_steps += u64::from(is_applied);
         self.counters.samples += num_samples;
         self.counters.tokens += report.num_targets;
+        if let Some(adaptive) = &mut self.adaptive {
+            adaptive.settle(&self.queue, self.counters.step)?;
+        }
         self.tell(|callback, control| callback.on_step_end(self, &report, control));
         Ok(report)
     }

@@ -27,9 +27,13 @@ use crate::loss_scale::LossScaler;
 use crate::loss_spike::SpikeGuard;
 use crate::plan::groups::ParamGroups;
 use crate::plan::{self, RunPlan};
+use crate::precision::FormatTable;
+use crate::precision::adaptive::Adaptive;
+use crate::precision::half::Halves;
 use crate::run::{self, Outcome};
 use crate::state::TrainState;
 use crate::step::{StepContext, StepReport};
+use crate::task::nominal_targets;
 use crate::training_data::TrainingData;
 use comm::{Comm, Limits, local};
 use data::Dataset;
@@ -37,12 +41,13 @@ use generate::Evaluation;
 use micro_batch::{Boundary, Pending};
 use models::Model;
 use models::weights::WeightSource;
+use ops::Precision;
 use optim::Optimizer;
 use optim::schedule::Plateau;
 use parallel::{Order, Partition, Stage, Zero};
 use std::cell::RefCell;
 use std::sync::Arc;
-use tensor::{Queue, cpu};
+use tensor::{DType, Queue, cpu};
 
 /// An engine with random weights (`run.seed`) on this machine's CPU: DeepSpeed's `initialize`. Memory for weights, gradients
 /// and optimizer state is taken here. With weights from elsewhere: [`Engine::with_weights`]; with an update rule of the
@@ -76,6 +81,10 @@ pub struct Engine {
     pub(crate) followers: Followers,
     /// The last step whose evaluation was made.
     pub(crate) evaluated: Option<u64>,
+    /// Of a run whose ops differ in their formats.
+    pub(crate) formats: Option<FormatTable>,
+    /// Of a run with `run.adaptive_precision`.
+    pub(crate) adaptive: Option<Adaptive>,
     /// The rate that [`Engine::set_lr`] set, while it holds.
     set_lr: Option<f64>,
     /// Where optimizer and schedule began, if not with the weights.
@@ -161,10 +170,15 @@ impl Engine {
         }
         let mut groups = ParamGroups::resolve(&config, &model, own)?;
         groups.settle(&config, &plan);
+        let table = plan.formats.table(&config, &model)?;
+        let adaptive = config.run.adaptive_precision;
+        let adaptive = adaptive.map(|adaptive| Adaptive::new(adaptive, table.clone(), plan.dtype, &model));
+        let formats = (!plan.formats.is_uniform()).then_some(table);
+        let halves = Halves::of(&config);
         let zero = share(&config, &model, &groups, comm);
-        let state = TrainState::new(&model, source, &queue, plan.dtype, &groups, config.run.ema_decay, &zero)?;
+        let state = TrainState::new(&model, source, &queue, plan.dtype, &groups, config.run.ema_decay, halves, &zero)?;
         let (counters, fresh, pending, boundary, callbacks) = Default::default();
-        let scaler = config.fp16.enabled.then(|| LossScaler::new(config.fp16));
+        let scaler = LossScaler::of(&config);
         let (guard, plateau) = (config.run.loss_spike.map(SpikeGuard::new), config.plateau());
         let (followers, evaluated, set_lr, last) = (Followers::new(&config), None, None, None);
         let clock = config.times_steps().then(|| Clock::new(config.flops_profiler.step()));
@@ -182,6 +196,8 @@ impl Engine {
             plateau,
             followers,
             evaluated,
+            formats,
+            adaptive,
             clock,
             set_lr,
             fresh,
@@ -328,6 +344,12 @@ impl Engine {
         self.scaler.as_ref().map(LossScaler::scale)
     }
 
+    /// The format of each op; none: all run in that of the plan.
+    pub(crate) fn precision(&self) -> Option<&dyn Precision> {
+        let adaptive = self.adaptive.as_ref().map(|adaptive| adaptive as &dyn Precision);
+        adaptive.or(self.formats.as_ref().map(|formats| formats as &dyn Precision))
+    }
+
     /// Every key with its final value under `dump_state`, and a word on a profile that will not be.
     pub(crate) fn report_state(&self, observer: &mut dyn Observer) {
         if self.config.dump_state {
@@ -349,7 +371,7 @@ impl Engine {
         every > 0 && (self.counters.step + 1).is_multiple_of(every)
     }
 
-    fn context(&self) -> StepContext<'_> {
+    pub(crate) fn context(&self) -> StepContext<'_> {
         StepContext {
             queue: &self.queue,
             model: &self.model,
@@ -357,20 +379,22 @@ impl Engine {
             groups: &self.groups,
             zero: &self.zero,
             dtype: self.plan.dtype,
+            precision: self.precision(),
             step: self.counters.step + 1,
             applied_step: self.counters.applied_steps - self.fresh.optimizer + 1,
             seed: self.config.run.seed,
-            nominal_targets: self.plan.nominal_targets(),
+            nominal_targets: nominal_targets(&self.plan, &self.model),
             recompute: self.config.recompute(),
             random_ltd: self.plan.random_ltd.as_ref(),
             pld_theta: self.config.progressive_layer_drop.theta(self.counters.step),
             loss_scale: self.loss_scale().unwrap_or(1.0),
             lr: self.lr(),
             betas: self.plan.schedule.betas(self.counters.applied_steps - self.fresh.schedule),
+            loss_terms: self.config.run.loss_terms(),
             gradient_clipping: self.config.gradient_clipping,
             gradient_edit: self.config.run.gradient_edit(),
             gradient_noise: self.config.run.gradient_noise,
-            check_overflow: self.config.fp16.enabled || self.config.bf16.check_grad_overflow,
+            check_overflow: self.plan.dtype == DType::F16 || self.config.bf16.check_grad_overflow,
             loss_limit: self.guard.as_ref().and_then(SpikeGuard::limit),
             norms: self.norms_due(),
             clock: self.clock.as_ref(),
@@ -390,7 +414,9 @@ impl Engine {
 fn share(config: &RunConfig, model: &Model, groups: &ParamGroups, comm: Option<Comm>) -> Zero {
     let comm = comm.unwrap_or_else(|| local::world(1, Limits::default()).remove(0));
     let stage = Stage::numbered(config.zero_optimization.stage.into()).expect("the table of keys allows 0 to 3");
-    let order = if config.run.deterministic { Order::Tree } else { Order::AsTheyCome };
+    // Sums in 16 bits are kept on one rank alone, whose bits have no other rank to agree with.
+    let along_tree = config.run.deterministic && Halves::of(config).gradients.is_none();
+    let order = if along_tree { Order::Tree } else { Order::AsTheyCome };
     let partition = Partition::new(model, &|id| groups.of(id).map(|group| group.rule.granularity()), comm.size());
     Zero::new(comm, partition, stage, order)
 }

@@ -14,7 +14,7 @@
 use super::RunPlan;
 use crate::config::{ConfigError, GroupConfig, OptimizerConfig, OptimizerRule, RatedRule, RunConfig, groups_per_item};
 use data::glob_matches;
-use models::param::{POSITIONS, VOCAB};
+use models::param::{LABELS, POSITIONS, VOCAB};
 use models::{Model, ParamSpec};
 use ops::ParamId;
 use optim::schedule::Schedule;
@@ -228,7 +228,8 @@ fn rules(config: &RunConfig, optimizer: &OptimizerConfig) -> Result<Vec<Optimize
 /// A matrix between hidden layers: what Muon is for. Its authors and DeepSpeed leave out embeddings and head by name; here
 /// the axes of a weight say it as well, whatever its name.
 fn is_hidden_matrix(spec: &ParamSpec) -> bool {
-    let is_table = spec.dims.iter().flat_map(|dim| &dim.parts).any(|(axis, _)| [VOCAB, POSITIONS].contains(axis));
+    let is_table =
+        spec.dims.iter().flat_map(|dim| &dim.parts).any(|(axis, _)| [VOCAB, POSITIONS, LABELS].contains(axis));
     spec.dims.len() == 2 && !is_table && !spec.name.contains("embed") && !spec.name.contains("lm_head")
 }
 

@@ -6,9 +6,12 @@ pub mod groups;
 pub mod mesh;
 pub mod ramp;
 pub mod report;
+mod sharing;
 
 use crate::config::{ConfigError, OptimizerRule, RunConfig, RunLength};
 use crate::curriculum::Curriculum;
+use crate::precision::Formats;
+use crate::precision::adaptive::AdaptiveConfig;
 use crate::random_ltd::RandomLtd;
 use crate::system::num_cores;
 use batch::{BATCH_KEYS, Batch};
@@ -29,8 +32,10 @@ pub struct RunPlan {
     pub sequence_length: usize,
     /// Optimizer steps of the whole run.
     pub steps: u64,
-    /// The format of activations and compute copies.
+    /// The format of activations and compute copies: the run's 16-bit format, or f32 where it has none.
     pub dtype: DType,
+    /// The format of each op family.
+    pub formats: Formats,
     /// The rate of every step.
     pub schedule: Schedule,
     /// The longest row of every step; none: rows are whole.
@@ -89,20 +94,7 @@ impl RunPlan {
     pub fn resolve(config: &RunConfig, sequence_length: usize, epoch_samples: u64) -> Result<Self, ConfigError> {
         config.supported()?;
         let mesh = Mesh::of(config, config.num_ranks())?;
-        if config.run.deterministic && !mesh.data.is_power_of_two() {
-            return Err(config.error(format!(
-                "run.deterministic is true on {} data-parallel ranks; sums along a binary tree need 1, 2, 4, 8, ...: change \
-                 --ranks, or leave run.deterministic out",
-                mesh.data
-            )));
-        }
-        if config.run.norms_every > 0 && mesh.data > 1 && config.zero_optimization.stage > 0 {
-            return Err(config.error(format!(
-                "run.norms_every is {} and ranks share by zero_optimization.stage {}; norms of blocks are taken of whole \
-                 gradients: take stage 0 or --ranks 1, or leave run.norms_every out",
-                config.run.norms_every, config.zero_optimization.stage
-            )));
-        }
+        sharing::check(config, mesh.data)?;
         Self::resolve_for(config, Batch::of(config, mesh.data)?, sequence_length, epoch_samples)
     }
 
@@ -138,12 +130,15 @@ impl RunPlan {
         };
         let schedule = config.schedule(rule.map_or(0.0, OptimizerRule::lr), steps);
         check_schedule(config, &schedule)?;
+        let formats = Formats::of(config)?;
+        AdaptiveConfig::check(config, &formats)?;
         Ok(Self {
             batch,
             ramp,
             sequence_length,
             steps,
-            dtype: config.dtype(),
+            dtype: formats.low,
+            formats,
             schedule,
             curriculum: Curriculum::of(&config.curriculum_learning),
             random_ltd: RandomLtd::of(config),
@@ -159,11 +154,13 @@ impl RunPlan {
         of_schedule.into_iter().flatten().chain(self.curriculum.as_ref().and_then(Curriculum::notice)).collect()
     }
 
-    /// The compute format as a user writes it: `f32`, `bf16` or `fp16`.
+    /// The compute format as a user writes it: `f32`, `bf16` or `fp16`, or one of these by op family.
     pub fn precision(&self) -> &'static str {
-        match self.dtype {
-            DType::F16 => "fp16",
-            DType::BF16 => "bf16",
+        match (self.dtype, self.formats.is_uniform()) {
+            (DType::F16, true) => "fp16",
+            (DType::F16, false) => "fp16 by op",
+            (DType::BF16, true) => "bf16",
+            (DType::BF16, false) => "bf16 by op",
             _ => "f32",
         }
     }

@@ -7,16 +7,20 @@
 use super::RunPlan;
 use super::batch::Batch;
 use super::mesh::Mesh;
-use crate::config::precision::dtype_of;
+use super::sharing;
 use crate::config::{RunConfig, Setting};
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::event::Communication;
 use crate::model_source::ModelOrigin;
 use crate::plan;
-use data::Sample;
+use crate::precision::adaptive::Adaptive;
+use crate::precision::half::Halves;
+use crate::precision::{Formats, shown};
+use crate::task::full_row;
 use models::Model;
 use models::weights::WeightSource;
+use ops::Family;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -39,6 +43,10 @@ pub struct PlanReport {
     pub communication_per_step: BTreeMap<&'static str, u64>,
     /// Share of a step that pipeline stages wait.
     pub pipeline_bubble: f64,
+    /// The precision mode, in words.
+    pub mode: String,
+    /// The format of each op family.
+    pub precision: BTreeMap<&'static str, String>,
     /// Every key with its final value, where that came from and what becomes of it.
     pub settings: Vec<Setting>,
 }
@@ -50,6 +58,7 @@ impl PlanReport {
     /// What is wrong with the request.
     pub fn of(config: &RunConfig, ranks: u64) -> Result<Self> {
         let mesh = Mesh::of(config, ranks)?;
+        sharing::check(config, mesh.data)?;
         let batch = Batch::of(config, mesh.data)?;
         let Some(source) = config.model.as_ref().and_then(|model| model.source()) else {
             return Ok(Self::without_model(config, mesh, batch.derived().to_vec()));
@@ -80,6 +89,8 @@ impl PlanReport {
             memory_per_rank: BTreeMap::new(),
             communication_per_step: BTreeMap::new(),
             pipeline_bubble: 0.0,
+            mode: precision(config),
+            precision: Formats::of(config).map(|formats| formats.lines()).unwrap_or_default(),
             settings: config.settings(&derived),
         }
     }
@@ -152,7 +163,12 @@ impl PlanReport {
                 line(key, value.to_string());
             }
         }
-        line("precision", precision(&self.config));
+        line("precision", self.mode.clone());
+        if self.precision.values().any(|line| Some(line) != self.precision.values().next()) {
+            for family in Family::ALL.map(Family::name) {
+                line(&format!("precision: {family}"), self.precision[family].clone());
+            }
+        }
         if let (Some(parameters), Some(flops)) = (self.parameters, self.flops_per_token) {
             line("parameters", parameters.to_string());
             line("work per token", scaled(flops as f64, 1000.0, ["FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP"]));
@@ -183,16 +199,25 @@ pub(crate) fn scaled(mut number: f64, base: f64, units: [&str; 5]) -> String {
     if unit == 0 { format!("{number} {}", units[0]) } else { format!("{number:.1} {}", units[unit]) }
 }
 
-fn precision(config: &Value) -> String {
-    let fp16 = &config["fp16"];
-    match dtype_of(config) {
-        DType::F16 if fp16["loss_scale"] == 0.0 => {
-            format!("fp16, weights in f32, dynamic loss scale from 2^{}", fp16["initial_scale_power"])
-        }
-        DType::F16 => format!("fp16, weights in f32, loss scale {}", fp16["loss_scale"]),
-        DType::BF16 => "bf16, weights in f32".to_owned(),
-        _ => "f32".to_owned(),
+/// The mode, the formats of weights and gradients, and how the loss is scaled.
+fn precision(config: &RunConfig) -> String {
+    let Ok(formats) = Formats::of(config) else { return String::new() };
+    let (low, halves) = (shown(formats.low), Halves::of(config));
+    let scale = || match &config.fp16 {
+        fp16 if !fp16.enabled => ", dynamic loss scale from 2^16".to_owned(),
+        fp16 if fp16.is_dynamic() => format!(", dynamic loss scale from 2^{}", fp16.initial_scale_power),
+        fp16 => format!(", loss scale {:?}", fp16.loss_scale),
+    };
+    let mode = match () {
+        () if config.torch_autocast.enabled => format!("{low} by op family (torch_autocast)"),
+        () if !formats.is_uniform() => format!("{low} by op family (run.precision)"),
+        () => low.to_owned(),
+    };
+    let scale = if formats.low == DType::F16 { scale() } else { String::new() };
+    if formats.low == DType::F32 && halves.gradients.is_none() {
+        return mode;
     }
+    format!("{mode}, {}{scale}", halves.line())
 }
 
 /// `plan` shows a run without an optimizer too; its memory is then that of AdamW.
@@ -217,14 +242,10 @@ struct DryStep {
 /// Optimizer steps of full rows on one rank, and what it takes to show averaged weights.
 fn dry_step(mut engine: Engine) -> Result<DryStep> {
     let (length, batch) = (engine.plan.sequence_length, engine.plan.batch);
-    let sample = Sample {
-        input_ids: vec![0; length],
-        targets: vec![0; length],
-        positions: (0..length as u32).collect(),
-        document_starts: vec![0],
-    };
+    let sample = full_row(&engine.model, vec![0; length], vec![0; length]);
     // The memory is that of the end of a curriculum, when rows are whole, and of token dropping.
     engine.plan.curriculum = None;
+    engine.adaptive.iter().for_each(Adaptive::measure);
     engine.plan.random_ltd = engine.plan.random_ltd.take().map(|ltd| ltd.at_its_end(engine.plan.steps));
     let (ranks, is_deterministic) = (engine.zero.comm().size(), engine.config.run.deterministic);
     let mut step = |rounds: u64| -> Result<(Traffic, u64)> {

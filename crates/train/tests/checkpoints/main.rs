@@ -39,6 +39,7 @@ fn head(step: u64) -> Head {
             ..Default::default()
         }),
         best: Some(BestState { of: "eval_loss, min".to_owned(), best: vec![Scored { step, value: 1.0 / 3.0 }] }),
+        adaptive_precision: None,
         evaluated: Some(step),
         set_lr: Some(0.1 + 0.2),
         fresh_from: FreshFrom { optimizer: step / 2, schedule: step / 3 },

@@ -46,4 +46,6 @@ const SECTION: Kind = Section(None);
 const OPEN: Kind = Section(Some(&Any));
 /// A section of sections whose names the user chooses.
 const SECTIONS: Kind = Section(Some(&SECTION));
+const FLOAT: Kind = Names(&["fp32", "float32", "float", "bf16", "bfloat16", "fp16", "float16", "half"]);
+const HALF: Kind = Names(&["bf16", "bfloat16", "fp16", "float16", "half"]);
 const DTYPE: Kind = Names(&["fp32", "float32", "float", "bf16", "bfloat16", "fp16", "float16", "half", "int8"]);

@@ -1,7 +1,7 @@
 //! Our own sections: `model`, `data`, `run`.
 
-use super::{ABOVE_ZERO, BELOW_ONE, COUNT, Key, NOT_NEGATIVE, OPEN, POSITIVE, SECTION, keys};
-use crate::config::keys::Kind::{self, Bool, Int, List, Names, Number, OneOf, Text};
+use super::{ABOVE_ZERO, BELOW_ONE, COUNT, Key, NOT_NEGATIVE, OPEN, POSITIVE, SECTION, SHARE, keys};
+use crate::config::keys::Kind::{self, Bool, Int, List, Names, Number, OneOf, Section, Text};
 use crate::config::keys::Status::Honoured;
 use std::ops::Bound::{Excluded, Included, Unbounded};
 
@@ -45,9 +45,16 @@ pub(super) static KEYS: &[Key] = keys! {
     "data.validation[].weight", ABOVE_ZERO, "null", Honoured, "not used in evaluation";
     "model", SECTION, "null", Honoured, "what is trained: one of path, preset and config";
     "model.config", OPEN, "null", Honoured, "a Hugging Face config.json; random weights";
+    "model.labels", OneOf(&[List(&Text), Int { min: 2, max: 65_536 }]), "null", Honoured, "makes the model a classifier of rows (label or class_probs in each) with a fresh head: the names of its classes, or how many; null: the model's own head";
     "model.path", Text, "null", Honoured, "a folder in the Hugging Face layout, a checkpoint or a run's output";
     "model.preset", Text, "null", Honoured, "a known architecture; random weights";
     "run", SECTION, "{}", Honoured, "how long, where to and how often";
+    "run.adaptive_precision", SECTION, "null", Honoured, "families of ops run in f32 for a while, block by block, where their 16-bit format does not do; null: formats are fixed";
+    "run.adaptive_precision.every", POSITIVE, "10", Honoured, "steps between looks at outputs and gradients";
+    "run.adaptive_precision.headroom", Number(Included(1.0), Unbounded), "2.0", Honoured, "how many times an output must fit below the format's largest number";
+    "run.adaptive_precision.max_error", ABOVE_ZERO, "0.05", Honoured, "largest relative error of an output against f32";
+    "run.adaptive_precision.max_underflow", SHARE, "0.5", Honoured, "largest share of a gradient's elements below the format's smallest normal number";
+    "run.adaptive_precision.window", POSITIVE, "100", Honoured, "steps that an op stays in f32";
     "run.batch_ramp", SECTION, "null", Honoured, "early steps take fewer samples; null: every step takes train_batch_size";
     "run.batch_ramp.start", POSITIVE, "null", Honoured, "samples of the first step, whole micro-batches on every rank";
     "run.batch_ramp.steps", Int { min: 1, max: 1_000_000 }, "null", Honoured, "steps until train_batch_size";
@@ -75,6 +82,7 @@ pub(super) static KEYS: &[Key] = keys! {
     "run.keep_checkpoints", COUNT, "3", Honoured, "newest checkpoints kept; 0 = all";
     "run.l1_penalty", NOT_NEGATIVE, "0.0", Honoured, "times the sign of each weight outside optimizer.no_decay, added to the gradient";
     "run.l2_penalty", NOT_NEGATIVE, "0.0", Honoured, "times each weight outside optimizer.no_decay, added to the gradient; unlike decoupled decay it passes through the moments";
+    "run.label_smoothing", BELOW_ONE, "0.0", Honoured, "share e of the target's probability that is spread over all V ids in training: loss = (1 - e) nll + e mean_v(-log p_v), as Transformers' label_smoothing_factor; evaluation is plain cross-entropy";
     "run.load_best_at_end", Bool, "false", Honoured, "a finished run exports the best checkpoint of keep_best rather than the last weights";
     "run.log_every", POSITIVE, "null", Honoured, "steps between log lines; null: steps_per_print, else 10";
     "run.loss_spike", SECTION, "null", Honoured, "a guard against a batch whose loss leaps; null: none";
@@ -83,6 +91,7 @@ pub(super) static KEYS: &[Key] = keys! {
     "run.loss_spike.window", Int { min: 1, max: 10_000 }, "20", Honoured, "steps of the mean; there is no spike before them, and as many in a row stop the run";
     "run.norms_every", COUNT, "0", Honoured, "steps between norms of gradient and weights of every block in metrics.jsonl and the monitors; 0: never";
     "run.output", Text, "null", Honoured, "folder of the run; null: runs/<the file's name>";
+    "run.precision", Section(Some(&Names(&["f32", "bf16", "fp16"]))), "{}", Honoured, "format by family of ops (embedding, linear, attention, norm, activation, residual, head), or by a glob over blocks and a family, \"transformer.h.0/linear\"; over what the mode says";
     "run.recompute", RECOMPUTE, "false", Honoured, "true: keeps each layer's input alone and runs the layer again in backward; or a section with one of every, segment and ops";
     "run.recompute.every", POSITIVE, "null", Honoured, "one layer in so many is run again from its input, of the others everything is kept";
     "run.recompute.ops", List(&RECOMPUTED_OPS), "null", Honoured, "outputs of these ops, where the model has them, are not kept but computed again from their inputs; norm, gelu and silu_mul cost next to nothing, attention and linear their work";
@@ -94,4 +103,5 @@ pub(super) static KEYS: &[Key] = keys! {
     "run.steps", POSITIVE, "null", Honoured, "length in optimizer steps";
     "run.threads", Int { min: 0, max: 1024 }, "0", Honoured, "threads; 0 = all cores";
     "run.tokens", POSITIVE, "null", Honoured, "length in training tokens";
+    "run.z_loss", NOT_NEGATIVE, "0.0", Honoured, "times log(Z)^2 of each target's softmax, added to the training loss (PaLM: 1e-4); 0: none";
 };

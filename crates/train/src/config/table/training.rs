@@ -1,8 +1,10 @@
 //! Batch, precision, optimizer, scheduler, checkpoints and logging.
 
-use super::{ANY_INT, ANY_NUMBER, COUNT, DTYPE, Key, NOT_NEGATIVE, NOT_YET, OPEN, POSITIVE, SECTION, TEXTS, keys};
+use super::{
+    ANY_INT, ANY_NUMBER, COUNT, DTYPE, FLOAT, HALF, Key, NOT_NEGATIVE, NOT_YET, OPEN, POSITIVE, SECTION, TEXTS, keys,
+};
 use crate::config::keys::Kind::{Bool, Int, List, Names, OneOf, Quoted, Text};
-use crate::config::keys::Status::{Honoured, NoEffect, NotYet};
+use crate::config::keys::Status::{Honoured, NoEffect};
 
 pub(super) static KEYS: &[Key] = keys! {
     "activation_checkpointing", SECTION, "{}", Honoured, "recompute in DeepSpeed's words; ours are run.recompute";
@@ -15,8 +17,8 @@ pub(super) static KEYS: &[Key] = keys! {
     "amp", OPEN, "{}", Honoured, "apex mixed precision; other keys go to apex";
     "amp.enabled", Bool, "false", NOT_YET, "apex mixed precision";
     "bf16", SECTION, "{}", Honoured, "bf16 mixed precision: f32 masters and moments, no loss scaling";
-    "bf16.bf16_master_weights_and_grads", Bool, "false", NOT_YET, "masters and gradients in bf16";
-    "bf16.bf16_optimizer_states", Bool, "false", NOT_YET, "moments in bf16";
+    "bf16.bf16_master_weights_and_grads", Bool, "false", Honoured, "masters, rounded by chance, and sums of gradients in bf16";
+    "bf16.bf16_optimizer_states", Bool, "false", Honoured, "moments in bf16: optimizer.moments bf16";
     "bf16.check_grad_overflow", Bool, "true", Honoured, "skips the step when a gradient is not finite";
     "bf16.enabled", Bool, "false", Honoured, "weights and activations in bf16";
     "bf16.immediate_grad_update", Bool, "false", NoEffect, "gradients always add into f32 as they are made";
@@ -36,8 +38,8 @@ pub(super) static KEYS: &[Key] = keys! {
     "checkpoint.writer.show_statistics", Bool, "false", NoEffect, "prints the speed";
     "checkpoint.writer.type", Names(&["FAST", "MOCK", "PYTHON"]), "null", NoEffect, "which writer";
     "data_types", SECTION, "{}", Honoured, "dtypes beside the precision mode";
-    "data_types.buffer_dtype", DTYPE, "null", NOT_YET, "buffers";
-    "data_types.grad_accum_dtype", DTYPE, "null", NotYet { except: &["\"fp32\"", "\"float32\"", "\"float\""] }, "gradients add up in f32";
+    "data_types.buffer_dtype", DTYPE, "null", NoEffect, "buffers of a model: rotary tables here, f32 in any case";
+    "data_types.grad_accum_dtype", FLOAT, "null", Honoured, "format in which gradients add up over micro-batches; null: f32, or that of 16-bit masters";
     "data_types.param_dtype", DTYPE, "null", NoEffect, "weights; it must agree with fp16.enabled and bf16.enabled";
     "dataloader_drop_last", Bool, "false", NoEffect, "samples go on into the next epoch, none is dropped";
     "dump_state", Bool, "false", Honoured, "prints every key with its final value before the first step";
@@ -45,7 +47,7 @@ pub(super) static KEYS: &[Key] = keys! {
     "fp16.auto_cast", Bool, "false", NoEffect, "casts inputs, which are token ids here";
     "fp16.consecutive_hysteresis", Bool, "false", Honoured, "refills hysteresis at each clean step";
     "fp16.enabled", Bool, "false", Honoured, "weights and activations in f16, masters and moments in f32";
-    "fp16.fp16_master_weights_and_grads", Bool, "false", NOT_YET, "masters in fp16";
+    "fp16.fp16_master_weights_and_grads", Bool, "false", Honoured, "masters, rounded to nearest, and sums of gradients in fp16";
     "fp16.hysteresis", ANY_INT, "2", Honoured, "overflows until the scale falls";
     "fp16.initial_scale_power", Int { min: 0, max: 126 }, "16", Honoured, "first scale, as a power of 2";
     "fp16.loss_scale", OneOf(&[NOT_NEGATIVE, Quoted(&NOT_NEGATIVE)]), "0", Honoured, "what the loss is multiplied by; 0: dynamic";
@@ -75,9 +77,9 @@ pub(super) static KEYS: &[Key] = keys! {
     "timers.throughput.enabled", Bool, "true", NoEffect, "tokens per second are always measured";
     "timers.throughput.synchronized", Bool, "true", NoEffect, "waits for the device";
     "torch_autocast", SECTION, "{}", Honoured, "PyTorch's autocast";
-    "torch_autocast.dtype", DTYPE, "null", NOT_YET, "the low precision";
-    "torch_autocast.enabled", Bool, "false", NOT_YET, "on";
-    "torch_autocast.lower_precision_safe_modules", TEXTS, "null", NOT_YET, "modules that run low";
+    "torch_autocast.dtype", HALF, "null", Honoured, "the 16-bit format; null: bf16";
+    "torch_autocast.enabled", Bool, "false", Honoured, "products and attention in 16 bits, norms, residual stream and weights in f32; fp16 with torch's GradScaler";
+    "torch_autocast.lower_precision_safe_modules", TEXTS, "null", NoEffect, "modules whose gradients and weights ranks exchange in 16 bits; which ops run in 16 bits is torch's list, or run.precision";
     "train_batch_size", POSITIVE, "null", Honoured, "samples of one optimizer step, over all ranks";
     "train_micro_batch_size_per_gpu", POSITIVE, "null", Honoured, "samples of one forward on one rank";
     "vocabulary_size", POSITIVE, "null", NoEffect, "DeepSpeed warns when it is no multiple of 8";

@@ -28,7 +28,7 @@ use serde_json::{Map, Value};
 pub(super) fn check<'a>(given: &'a Map<String, Value>, filled: &'a Map<String, Value>) -> Result<(), Fault> {
     let file = File { given, filled };
     // Every rule, in the order in which the faults of a file are told.
-    let rules: [fn(&File<'a>) -> Result<(), Fault>; 21] = [
+    let rules: [Rule<'a>; 21] = [
         File::lengths,
         File::model,
         File::sources,
@@ -53,6 +53,9 @@ pub(super) fn check<'a>(given: &'a Map<String, Value>, filled: &'a Map<String, V
     ];
     rules.iter().try_for_each(|rule| rule(&file))
 }
+
+/// A check of a file.
+type Rule<'a> = fn(&File<'a>) -> Result<(), Fault>;
 
 struct File<'a> {
     given: &'a Map<String, Value>,

@@ -37,6 +37,14 @@ impl File<'_> {
         let stage = self.stage();
         let why = format!(", but zero_optimization.stage is {stage}; apex works with stage 0 alone");
         self.refuse(amp && stage > 0, "amp.enabled", &why)?;
+        let autocast = self.is_on("torch_autocast.enabled");
+        for (is_on, other) in [(fp16, "fp16.enabled"), (bf16, "bf16.enabled"), (amp, "amp.enabled")] {
+            let why = format!(", and so is {other}; keep one of them");
+            self.refuse(autocast && is_on, "torch_autocast.enabled", &why)?;
+        }
+        let quantized = self.is_on("zero_optimization.zero_quantized_weights");
+        let why = ", which does not go with zero_optimization.zero_quantized_weights";
+        self.refuse(autocast && quantized, "torch_autocast.enabled", why)?;
         let mode = name(dtype(|section| self.is_on(&join(section, "enabled"))));
         let param = self.value("data_types.param_dtype").as_str();
         let why =
