@@ -7,7 +7,8 @@ use common::{run, run_on, set, small, weights};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::time::{Duration, Instant};
-use train::Outcome;
+use train::plan::report::PlanReport;
+use train::{Outcome, RunConfig};
 
 /// Eight micro-batches a step, evaluation and dropout on the way.
 fn config(output: &Path) -> Value {
@@ -197,4 +198,90 @@ fn ranks_that_do_not_fit_are_refused_before_anything_is_written() {
     assert!(refusal(3).contains("run.deterministic is true on 3 data-parallel ranks"), "{}", refusal(3));
     assert!(refusal(16).contains("x 16 data-parallel ranks"), "{}", refusal(16));
     assert!(!output.exists());
+}
+
+#[test]
+fn what_ranks_cannot_do_together_yet_is_refused_by_its_key_by_run_and_plan() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out");
+    let bf16 = ("bf16", json!({ "enabled": true }));
+    let stage = |stage: u64| ("zero_optimization", json!({ "stage": stage }));
+    let masters = json!({ "enabled": true, "bf16_master_weights_and_grads": true, "bf16_optimizer_states": true });
+    let offload = json!({ "stage": 1, "offload_optimizer": { "device": "cpu" } });
+    type Changes<'a> = &'a [(&'a str, Value)];
+    let cases: [(Changes<'_>, &str); 6] = [
+        (&[bf16.clone(), ("data_types", json!({ "grad_accum_dtype": "bf16" }))], "data_types.grad_accum_dtype keeps"),
+        (&[("bf16", masters), ("zero_optimization", offload)], "bf16.bf16_master_weights_and_grads keeps"),
+        (
+            &[bf16.clone(), ("run.adaptive_precision", json!({}))],
+            "run.adaptive_precision is given on 2 data-parallel ranks",
+        ),
+        (&[("torch_autocast", json!({ "enabled": true })), stage(1)], "torch_autocast gives ops formats of their own"),
+        (
+            &[bf16, ("run.precision", json!({ "norm": "f32" })), stage(3)],
+            "run.precision gives ops formats of their own",
+        ),
+        (&[("run.norms_every", json!(1)), stage(2)], "run.norms_every is 1 and ranks share"),
+    ];
+    for (changes, what) in cases {
+        let config = with(config(&output), changes);
+        let refusal = run_on(2, &config, false, |_| ()).err().expect("a refusal");
+        assert!(refusal.contains(what), "{refusal}");
+        let planned = PlanReport::of(&RunConfig::from_value(config, "test").unwrap(), 2);
+        assert!(planned.unwrap_err().to_string().contains(what), "{what}");
+    }
+    assert!(!output.exists());
+}
+
+#[test]
+fn losses_and_formats_by_op_on_ranks_are_those_of_one_rank() {
+    let folder = tempfile::tempdir().unwrap();
+    let all = [(2, 0), (2, 1), (4, 2), (2, 3)];
+    let whole = [(2, 0), (4, 0)];
+    let cases: [(&str, Vec<(&str, Value)>, &[(u64, u64)]); 3] = [
+        ("loss terms", vec![("run.label_smoothing", json!(0.1)), ("run.z_loss", json!(1e-3))], &all),
+        ("autocast", vec![("torch_autocast", json!({ "enabled": true }))], &whole),
+        (
+            "formats",
+            vec![("bf16", json!({ "enabled": true })), ("run.precision", json!({ "norm": "f32", "linear": "f32" }))],
+            &whole,
+        ),
+    ];
+    for (what, changes, layouts) in cases {
+        let at = |name: &str| with(config(&folder.path().join(what).join(name)), &changes);
+        let want = trained(1, &at("1"));
+        for (ranks, stage) in layouts {
+            let mut config = at(&format!("{ranks}-{stage}"));
+            set(&mut config, "zero_optimization", json!({ "stage": stage }));
+            let got = trained(*ranks, &config);
+            assert!(got == want, "{what}, {ranks} ranks, stage {stage}: {:?} and {:?}", got.0, want.0);
+        }
+    }
+}
+
+#[test]
+fn a_classifier_with_soft_labels_on_ranks_is_that_of_one_rank() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows = folder.path().join("rows.jsonl");
+    let row = |i: u32| match i % 3 {
+        0 => json!({ "text": format!("cold {i}"), "label": 0 }),
+        1 => json!({ "text": format!("warm and long {i}"), "label": 1 }),
+        _ => json!({ "text": format!("hot {i}"), "class_probs": [0.125, 0.25, 0.625] }),
+    };
+    let lines: Vec<String> = (0..30).map(|i| row(i).to_string()).collect();
+    std::fs::write(&rows, lines.join("\n")).unwrap();
+    let at = |name: &str, stage: u64| {
+        let changes = [
+            ("model.labels", json!(["cold", "warm", "hot"])),
+            ("data", json!({ "train": rows, "tokenizer": "byte", "sequence_length": 32, "packing": "none" })),
+            ("run.eval_every", json!(0)),
+            ("zero_optimization", json!({ "stage": stage })),
+        ];
+        with(config(&folder.path().join(name)), &changes)
+    };
+    let want = trained(1, &at("1", 0));
+    for (ranks, stage) in [(2, 0), (4, 1), (4, 2), (2, 3)] {
+        let got = trained(ranks, &at(&format!("{ranks}-{stage}"), stage));
+        assert!(got == want, "{ranks} ranks, stage {stage}: {:?} and {:?}", got.0, want.0);
+    }
 }

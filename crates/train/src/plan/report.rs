@@ -58,7 +58,6 @@ impl PlanReport {
     /// What is wrong with the request.
     pub fn of(config: &RunConfig, ranks: u64) -> Result<Self> {
         let mesh = Mesh::of(config, ranks)?;
-        sharing::check(config, mesh.data)?;
         let batch = Batch::of(config, mesh.data)?;
         let Some(source) = config.model.as_ref().and_then(|model| model.source()) else {
             return Ok(Self::without_model(config, mesh, batch.derived().to_vec()));
@@ -76,6 +75,7 @@ impl PlanReport {
                 ..Self::without_model(config, mesh, plan.derived(config))
             });
         }
+        sharing::check(config, mesh.data)?;
         Self::of_model(config, model, plan, ranks)
     }
 
