@@ -3,8 +3,8 @@
 mod common;
 
 use common::{Loaded, sum};
-use models::ModelConfig;
 use models::hf::Dtype;
+use models::{ModelConfig, Recompute};
 use ops::{Batch, Document, HeadRequest};
 use serde_json::Value;
 use std::fs;
@@ -51,7 +51,7 @@ fn logits_loss_and_gradients_are_those_of_transformers() {
 
         let head = HeadRequest::TokenLogprobs { seed: Some(-0.25), terms: LossTerms::default() };
         loaded.store.clear_gradients();
-        let pass = loaded.pass().forward_backward(&loaded.env(&batch, head), 0.0, &false.into()).unwrap();
+        let pass = loaded.pass().forward_backward(&loaded.env(&batch, head), 0.0, &Recompute::Nothing).unwrap();
         let loss = -sum(&loaded.queue, &pass.logprobs) / 4.0;
         let want = expected["losses"]["hard"].as_f64().unwrap();
         assert!((loss - want).abs() < 1e-6, "{name}: loss {loss} and {want}");

@@ -2,8 +2,8 @@
 //!
 //! # Order of events
 //! 1. Each set is evaluated, in the order of the file, with averaged weights where the run has them.
-//! 2. Its figures are one line of `metrics.jsonl`: `{"step", "eval_loss", "eval_perplexity", "eval_bits_per_byte",
-//!    "eval_tokens"}`, the bits where the bytes of the text are known; a set with a name has `"eval_set": NAME` behind
+//! 2. Its figures are one line of `metrics.jsonl`: `{"step", "eval_loss", "eval_perplexity", "eval_tokens",
+//!    "eval_bits_per_byte"}`, the last where the bytes of the text are known; a set with a name has `"eval_set": NAME` behind
 //!    `step`, so that whoever reads `eval_loss` reads it for every set.
 //! 3. One set is followed (`run.eval_set`, else the first): its figures go to a plateau's rate, to early stopping and to
 //!    the choice of best checkpoints ([`Followers`]).
@@ -217,7 +217,7 @@ pub(crate) fn check(config: &RunConfig, sets: &[ValidationSet], is_classifier: b
             _ => continue,
         };
         let name = metric.name();
-        return Err(config.error_at(key, format!("{key} is \"{name}\" and {problem}; follow eval_loss")).into());
+        return Err(config.error_of(&[key], format!("{key} is \"{name}\" and {problem}; follow eval_loss")).into());
     }
     Ok(())
 }
@@ -276,12 +276,9 @@ fn line(step: u64, set: Option<&str>, evaluation: &Evaluation) -> Value {
     }
     line.insert("eval_loss".to_owned(), json!(loss));
     line.insert("eval_perplexity".to_owned(), json!(perplexity));
-    if let Some(bits) = bits_per_byte {
-        line.insert("eval_bits_per_byte".to_owned(), json!(bits));
-    }
     line.insert("eval_tokens".to_owned(), json!(tokens));
-    let of_classes = [("eval_accuracy", accuracy), ("eval_f1", f1)];
-    line.extend(of_classes.into_iter().filter_map(|(name, figure)| Some((name.to_owned(), json!(figure?)))));
+    let there = [("eval_bits_per_byte", bits_per_byte), ("eval_accuracy", accuracy), ("eval_f1", f1)];
+    line.extend(there.into_iter().filter_map(|(name, figure)| Some((name.to_owned(), json!(figure?)))));
     line.into()
 }
 
@@ -318,7 +315,7 @@ mod tests {
             Evaluation { loss: 1.0, perplexity: 2.5, bits_per_byte: Some(1.5), tokens: 7, accuracy: None, f1: None };
         assert_eq!(
             line(3, Some("wiki"), &evaluation).to_string(),
-            r#"{"step":3,"eval_set":"wiki","eval_loss":1.0,"eval_perplexity":2.5,"eval_bits_per_byte":1.5,"eval_tokens":7}"#
+            r#"{"step":3,"eval_set":"wiki","eval_loss":1.0,"eval_perplexity":2.5,"eval_tokens":7,"eval_bits_per_byte":1.5}"#
         );
         let of_tokens = Evaluation { bits_per_byte: None, ..evaluation };
         assert_eq!(

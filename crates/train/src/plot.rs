@@ -5,7 +5,7 @@
 //! program (`assets/`); an SVG names `sans-serif`.
 //!
 //! # Invariants
-//! - Points beyond [`Axis::range`] are drawn on its edge, points that are not finite are left out.
+//! - Lines are cut at [`Axis::range`], points that are not finite and marks beyond the axis are left out.
 //! - A drawing is a function of the plot: no time, no machine, no random number.
 
 use plotters::coord::Shift;
@@ -109,7 +109,7 @@ impl Plot {
             .caption(&self.title, text(20))
             .margin(16 * unit)
             .x_label_area_size(52 * unit)
-            .y_label_area_size(72 * unit)
+            .y_label_area_size(66 * unit)
             .build_cartesian_2d(x.range.clone(), y.range.clone())?;
         chart
             .configure_mesh()
@@ -130,14 +130,18 @@ impl Plot {
         for (line, color) in self.lines.iter().zip(COLORS.iter().cycle()) {
             let (color, width) = if line.is_faint { (color.mix(0.35), 1) } else { (color.mix(1.0), 3) };
             let style = color.stroke_width(width * unit);
-            let inside = |&(px, py): &(f64, f64)| Some((x.place(px)?, y.place(py)?));
+            let on_axes = |&(px, py): &(f64, f64)| Some((x.on_axis(px)?, y.on_axis(py)?));
+            let points: Vec<_> = line.points.iter().filter_map(on_axes).collect();
+            for run in clipped(&points, &y.range) {
+                chart.draw_series(LineSeries::new(run, style))?;
+            }
             chart
-                .draw_series(LineSeries::new(line.points.iter().filter_map(inside), style))?
+                .draw_series(LineSeries::new([], style))?
                 .label(&line.label)
                 .legend(move |(px, py)| PathElement::new([(px, py), (px + 24 * unit as i32, py)], style));
         }
         for (number, mark) in self.marks.iter().enumerate() {
-            let Some(at) = x.place(mark.x) else { continue };
+            let Some(at) = x.on_axis(mark.x).filter(|at| (x.range.start..=x.range.end).contains(at)) else { continue };
             let color = COLORS[(self.lines.len() + number) % COLORS.len()];
             let ends = [(at, y.range.start), (at, y.range.end)];
             let (dash, gap) = (7 * unit, 5 * unit);
@@ -150,9 +154,12 @@ impl Plot {
             let style = ("sans-serif", 15 * unit).into_font().color(&color).pos(Pos::new(hpos, VPos::Top));
             root.draw(&Text::new(mark.label.as_str(), (left, top), style))?;
         }
+        let height = chart.plotting_area().dim_in_pixel().1 as i32;
+        let (margin, words) = (14 * unit as i32, 15 * unit as i32);
+        let legend_height = 2 * margin + words * self.lines.len() as i32;
         chart
             .configure_series_labels()
-            .position(SeriesLabelPosition::LowerLeft)
+            .position(SeriesLabelPosition::Coordinate(margin, height - margin - legend_height))
             .margin(14 * unit)
             .legend_area_size(34 * unit)
             .border_style(GRID.stroke_width(unit))
@@ -195,10 +202,9 @@ impl Scale {
         Self { is_log: axis.is_log, range }
     }
 
-    /// Where a value lies, on the edge if beyond it.
-    fn place(&self, value: f64) -> Option<f64> {
-        let value = if self.is_log { value.log10() } else { value };
-        value.is_finite().then(|| value.clamp(self.range.start, self.range.end))
+    /// Where a value lies, though it may be beyond the range.
+    fn on_axis(&self, value: f64) -> Option<f64> {
+        Some(if self.is_log { value.log10() } else { value }).filter(|value| value.is_finite())
     }
 
     /// Labels that fit, whole decades on a logarithmic axis.
@@ -215,6 +221,27 @@ impl Scale {
             _ => shown_rate(value),
         }
     }
+}
+
+/// What lies within `range` of a line's second coordinate, cut where it crosses an end.
+fn clipped(points: &[(f64, f64)], range: &Range<f64>) -> Vec<Vec<(f64, f64)>> {
+    let is_inside = |point: &(f64, f64)| (range.start..=range.end).contains(&point.1);
+    let mut runs: Vec<Vec<(f64, f64)>> = vec![points.iter().copied().take(1).filter(is_inside).collect()];
+    for (&a, &b) in points.iter().zip(&points[1.min(points.len())..]) {
+        // Where the way from one point to the next crosses an end, in the order it is gone.
+        let crossing = |end: f64| (a.0 + (b.0 - a.0) * (end - a.1) / (b.1 - a.1), end);
+        let is_between = |end: &f64| (a.1 < *end) != (b.1 < *end);
+        let mut ends: Vec<f64> = [range.start, range.end].into_iter().filter(is_between).collect();
+        ends.sort_by(|p, q| (p - a.1).abs().total_cmp(&(q - a.1).abs()));
+        if !is_inside(&a) && !ends.is_empty() {
+            runs.push(Vec::new());
+        }
+        let run = runs.last_mut().expect("clipped: there is one from the beginning");
+        run.extend(ends.into_iter().map(crossing).chain([b].into_iter().filter(is_inside)));
+    }
+    // A point on the edge is both itself and a crossing.
+    runs.iter_mut().for_each(Vec::dedup);
+    runs
 }
 
 /// `3.2e-4`, `1e-3`: at most two digits.
@@ -281,7 +308,7 @@ mod tests {
     #[test]
     fn an_svg_has_every_word_of_the_plot_and_labels_whole_decades() {
         let svg = plot().svg();
-        for word in ["A title", "rate", "loss", "a line", "here", "1e-6", "1e-3", "2.5"] {
+        for word in ["A title", "rate", "loss", "a line", "here", "1e-6", "1e-3", "2.8"] {
             assert!(svg.contains(&format!("\n{word}\n")), "{word} in {svg}");
         }
         assert!(!svg.contains("NaN"));
@@ -311,6 +338,15 @@ mod tests {
             plot.lines[0].points = points;
             assert!(plot.svg().contains("a line"));
         }
+    }
+
+    #[test]
+    fn a_line_is_cut_where_it_leaves_the_range_and_goes_on_where_it_comes_back() {
+        let points = [(0.0, 0.5), (1.0, 2.5), (2.0, 2.0), (3.0, 0.0), (4.0, -1.0), (5.0, 3.0)];
+        let runs = clipped(&points, &(0.0..1.0));
+        let want = [vec![(0.0, 0.5), (0.25, 1.0)], vec![(2.5, 1.0), (3.0, 0.0)], vec![(4.25, 0.0), (4.5, 1.0)]];
+        assert_eq!(runs, want);
+        assert_eq!(clipped(&[], &(0.0..1.0)), [vec![]]);
     }
 
     #[test]

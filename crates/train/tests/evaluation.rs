@@ -233,8 +233,12 @@ fn what_follows_evaluations_that_are_not_made_is_refused() {
     );
     assert_eq!(
         refusal(&[("run.keep_best", json!({ "metric": "accuracy" }))]),
-        "test: run.keep_best.metric is \"accuracy\"; it must be \"eval_loss\", \"eval_perplexity\" or \
-         \"eval_bits_per_byte\""
+        "test: run.keep_best.metric is \"accuracy\"; it must be \"eval_loss\", \"eval_perplexity\", \
+         \"eval_bits_per_byte\", \"eval_accuracy\" or \"eval_f1\""
+    );
+    assert_eq!(
+        refusal(&[("run.keep_best", json!({ "metric": "eval_f1" })), ("run.eval_every", json!(2))]),
+        "test: run.keep_best.metric is \"eval_f1\" and the model predicts tokens; only a classifier has it; follow eval_loss"
     );
     let folder = tempfile::tempdir().expect("a folder");
     let rows = folder.path().join("rows.jsonl");

@@ -12,6 +12,7 @@
 //! | `stopping` | failures while running, signals, kills, resuming |
 //! | `watching` | what a run says of itself, and `watch` |
 //! | `results` | what commands print, and what a run leaves |
+//! | `tune` | short trials that find settings |
 //! | `words` | help, logs, pipes, the start |
 
 mod classifier;
@@ -24,5 +25,6 @@ mod ranks;
 mod results;
 mod run_file;
 mod stopping;
+mod tune;
 mod watching;
 mod words;

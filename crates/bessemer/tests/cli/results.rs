@@ -25,7 +25,7 @@ fn a_run_leaves_its_plan_a_line_a_step_checkpoints_and_a_model() {
         assert_eq!(keys(step), want);
     }
     assert_eq!(steps[19]["tokens"], 20 * 4 * 32);
-    assert_eq!(keys(&evaluations[0]), ["step", "eval_loss", "eval_perplexity", "eval_bits_per_byte", "eval_tokens"]);
+    assert_eq!(keys(&evaluations[0]), ["step", "eval_loss", "eval_perplexity", "eval_tokens", "eval_bits_per_byte"]);
     assert_eq!((&evaluations[0]["step"], &evaluations[1]["step"]), (&json!(10), &json!(20)));
     assert!(losses(&place.path("out"))[19] < 0.9 * losses(&place.path("out"))[0]);
 
@@ -208,6 +208,8 @@ fn plan_prints_every_key_resolved_memory_by_kind_and_work() {
         "memory_per_rank",
         "communication_per_step",
         "pipeline_bubble",
+        "mode",
+        "precision",
         "settings",
     ];
     assert_eq!(keys(&plan), want);

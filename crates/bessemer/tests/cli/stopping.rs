@@ -252,3 +252,51 @@ fn on_a_full_disk_the_run_fails_the_last_good_checkpoint_stays_and_resume_goes_o
     place.output_of(&["train", "r.json", "--resume"]);
     assert_eq!(losses(&place.path("disk/out")), losses(&place.path("whole")));
 }
+
+#[test]
+fn killed_at_any_moment_a_run_that_keeps_its_best_has_them_and_ends_with_the_same_ones() {
+    let place = Place::new();
+    // By `max` the first evaluations stay the best, by `min` every one is better than those before.
+    for mode in ["max", "min"] {
+        let settings = |output: String| {
+            let mut settings = settings(&output);
+            put(&mut settings, "run.eval_every", json!(2));
+            put(&mut settings, "run.keep_checkpoints", json!(1));
+            put(&mut settings, "run.keep_best", json!({"count": 2, "mode": mode}));
+            settings.to_string()
+        };
+        place.write("whole.json", settings(format!("whole-{mode}")));
+        place.write("r.json", settings("out".to_owned()));
+        place.output_of(&["train", "whole.json"]);
+        let named =
+            |output: &str, file: &str| fs::read_to_string(place.path(output).join("checkpoints").join(file)).ok();
+        let mut kills = 0;
+        for (kill, after_steps) in [2, 4, 9, 14, 23, 30, 38, 45, 52, 59].into_iter().enumerate() {
+            let mut child = place.command(&["train", "r.json", "--resume", "--quiet"]).spawn().expect("the program");
+            wait_for_steps(&place, &mut child, after_steps);
+            sleep(Duration::from_micros(600 * kill as u64));
+            child.kill().expect("kill");
+            kills += usize::from(child.wait().expect("its end").code().is_none());
+            for file in ["latest", "best"] {
+                let Some(name) = named("out", file) else { continue };
+                assert!(
+                    place.path("out/checkpoints").join(name.trim_end()).is_dir(),
+                    "kill {kill}: {file} names {name}"
+                );
+            }
+        }
+        place.output_of(&["train", "r.json", "--resume"]);
+        assert!(kills >= 5, "only {kills} kills came before the end");
+        let (whole, out) = (format!("whole-{mode}"), "out");
+        let names = |output: &str| {
+            let entries = fs::read_dir(place.path(output).join("checkpoints")).unwrap();
+            let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(names(out), names(&whole));
+        assert_eq!(named(out, "best"), named(&whole, "best"));
+        assert_eq!(metrics(&place.path(out)).1, metrics(&place.path(&whole)).1, "evaluations");
+        fs::remove_dir_all(place.path("out")).unwrap();
+    }
+}

@@ -6,8 +6,8 @@ use std::io::Read;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-const COMMANDS: [&str; 11] =
-    ["train", "watch", "plan", "eval", "score", "generate", "export", "bench", "info", "completions", "man"];
+const COMMANDS: [&str; 12] =
+    ["train", "watch", "plan", "eval", "score", "generate", "export", "bench", "tune", "info", "completions", "man"];
 
 #[test]
 fn every_command_has_help_with_an_example() {
