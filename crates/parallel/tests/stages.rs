@@ -8,7 +8,7 @@ use ops::{Batch, Env, HeadRequest, ParamId, ParamStore, Params, Part, Single};
 use optim::{AdamW, Granularity, Optimizer, Shard, Step};
 use parallel::{Order, Owned, Partition, Stage, Zero, grad_norm};
 use std::path::PathBuf;
-use tensor::{DType, Isa, MemoryKind, Queue, Tensor, cpu};
+use tensor::{DType, Isa, LossTerms, MemoryKind, Queue, Tensor, cpu};
 use testing::close::{Bound, assert_close};
 use testing::fixtures::Fixture;
 use testing::oracle::Row;
@@ -129,7 +129,8 @@ impl<'a> Trainer<'a> {
             regions: &Single,
             batch,
             dtype: self.way.dtype,
-            head: HeadRequest::TokenLogprobs { seed: Some(-1.0 / targets as f32) },
+            precision: None,
+            head: HeadRequest::TokenLogprobs { seed: Some(-1.0 / targets as f32), terms: LossTerms::default() },
             dropout: None,
             cache: None,
             probe: None,
