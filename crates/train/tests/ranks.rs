@@ -162,7 +162,8 @@ fn a_step_says_what_crossed_between_ranks() {
 #[test]
 fn a_rank_that_panics_or_stalls_ends_the_run_with_its_number_and_leaves_the_last_checkpoint_whole() {
     let folder = tempfile::tempdir().unwrap();
-    let cases: [(&str, fn(u64), &str); 2] = [
+    type Case = (&'static str, fn(u64), &'static str);
+    let cases: [Case; 2] = [
         ("panic", |step| assert!(step != 4, "an injected death"), "rank 0 panicked: an injected death"),
         (
             "stall",
@@ -238,7 +239,8 @@ fn losses_and_formats_by_op_on_ranks_are_those_of_one_rank() {
     let folder = tempfile::tempdir().unwrap();
     let all = [(2, 0), (2, 1), (4, 2), (2, 3)];
     let whole = [(2, 0), (4, 0)];
-    let cases: [(&str, Vec<(&str, Value)>, &[(u64, u64)]); 3] = [
+    type Case<'a> = (&'a str, Vec<(&'a str, Value)>, &'a [(u64, u64)]);
+    let cases: [Case<'_>; 3] = [
         ("loss terms", vec![("run.label_smoothing", json!(0.1)), ("run.z_loss", json!(1e-3))], &all),
         ("autocast", vec![("torch_autocast", json!({ "enabled": true }))], &whole),
         (
