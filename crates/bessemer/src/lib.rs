@@ -22,12 +22,14 @@
 //! | [`ops`] | differentiable fused operations, the tape, regions | [`ops::Op`] |
 //! | [`models`] | blocks, layers, families, Hugging Face files | [`models::Block`] |
 //! | [`optim`] | update rules and schedules | [`optim::Optimizer`] |
+//! | [`comm`] | collectives between ranks, over threads of one process | [`comm::Comm`] |
+//! | [`parallel`] | who owns what, ZeRO, sums and norms over ranks | [`parallel::Zero`] |
 //! | [`data`] | sources, tokenizers, packing, the loader | [`data::Loader`] |
 //! | [`generate`] | cache, sampling, scoring, evaluation | [`generate::Generator`] |
 //! | [`train`] | configuration, plan, engine, runs, checkpoints | [`train::Engine`] |
 //!
-//! Arrows between them: `bessemer -> train -> {data, optim, generate}`, `generate -> {models, data}`,
-//! `models -> ops -> tensor -> kernels`, `optim -> tensor`. The crate graph forbids the others: models know no ranks,
+//! Arrows between them: `bessemer -> train -> {data, parallel, generate}`, `generate -> {models, data}`,
+//! `parallel -> {comm, models, optim}`, `models -> ops -> tensor -> kernels`, `optim -> tensor`, `comm -> tensor`. The crate graph forbids the others: models know no ranks,
 //! optimizers do not communicate, nothing depends on `train` but this crate.
 //!
 //! # One training step, on one rank
@@ -40,6 +42,9 @@
 //! 6. [`train::step`]: norm over all gradients, nominal / counted targets, clip factor; one fused update per parameter.
 //! 7. Metrics, and where due evaluation, checkpoint, sample ([`train::run`]).
 //!
+//! On several ranks ([`train::ranks`]) each runs these steps on its own micro-batches: 4 gathers weights and reduces gradients
+//! ([`parallel::zero`]), 6 updates what the rank owns, and every decision follows from numbers that all ranks have.
+//!
 //! # Where a new thing goes
 //! op: a file in `crates/kernels` and one in `crates/ops`, a line in `backend/list.rs` and `cpu.rs` · family: a file in
 //! `crates/models/src/families` and a line in `registry.rs` · optimizer: a file in `crates/optim`, a line in
@@ -47,11 +52,13 @@
 //! `crates/data/src/source` · command: a file in `crates/bessemer/src/cmd` and a line in `main.rs`.
 #![forbid(unsafe_code)]
 
+pub use comm;
 pub use data;
 pub use generate;
 pub use models;
 pub use ops;
 pub use optim;
+pub use parallel;
 pub use tensor;
 pub use train;
 

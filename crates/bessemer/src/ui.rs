@@ -345,6 +345,7 @@ mod tests {
             breakdown_seconds: None,
             memory_bytes: None,
             norms: None,
+            communication: None,
         };
         assert_eq!(breakdown_lines(&metrics), Vec::<String>::new());
         metrics.breakdown_seconds = Some(Breakdown { data: 0.0001, forward: 0.012, backward: 0.0245, step: 0.003 });

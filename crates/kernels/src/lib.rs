@@ -40,6 +40,7 @@ pub mod rope;
 pub mod scatter_rows;
 pub mod silu_mul;
 pub mod survey;
+pub mod tree_sum;
 pub mod update;
 
 mod fused;

@@ -25,6 +25,11 @@ pub trait Residency {
     fn gather(&self, _model: &Model, _block: usize) -> Result<()> {
         Ok(())
     }
+    /// After gather and before a block's gradients are made: they need memory from here on. The head makes its own while it
+    /// runs forward, the other blocks backward.
+    fn before_gradients(&self, _model: &Model, _block: usize) -> Result<()> {
+        Ok(())
+    }
     /// After a block's backward: its gradients of this micro-batch are complete.
     fn reduce(&self, _model: &Model, _block: usize) -> Result<()> {
         Ok(())
@@ -162,6 +167,9 @@ impl Pass<'_> {
             let is_recorded = block >= first_trained && segment.is_none();
             let record = if is_recorded { self.record(block, first_trained) } else { Record::Nothing };
             self.residency.gather(self.model, block)?;
+            if block + 1 == num_blocks && is_recorded {
+                self.residency.before_gradients(self.model, block)?;
+            }
             let ran = self.run_block(env, block, flow, record, recompute.ops())?;
             self.residency.release(self.model, block)?;
             cost += ran.cost;
@@ -296,6 +304,9 @@ impl Pass<'_> {
         for block in blocks.rev() {
             if !std::mem::take(&mut is_gathered) {
                 self.residency.gather(self.model, block)?;
+            }
+            if block + 1 < self.model.blocks.len() {
+                self.residency.before_gradients(self.model, block)?;
             }
             let held = held.pop().expect("Pass::run_stretch_backward: one a block");
             self.run_backward(env, block, held, backward)?;

@@ -100,25 +100,27 @@ impl WeightSource {
 
     /// The values of one rank's share of a parameter.
     pub fn values(&self, id: ParamId, spec: &ParamSpec, part_of: &dyn Fn(&str) -> Part) -> Result<Vec<f32>, HfError> {
-        if let Self::FreshHead { base, seed } = self {
-            let made = Self::Random { seed: *seed };
-            return if spec.name == SCORE { &made } else { base }.values(id, spec, part_of);
-        }
         let mut values = Vec::with_capacity(spec.share_shape(part_of).elements());
         for run in spec.share_runs(part_of) {
-            match self {
-                Self::Files { files, names } => match &names[id.index()] {
-                    Some(name) => values.extend(files.read_f32(name, run)?),
-                    None => values.extend(spec.initial(0, run)),
-                },
-                Self::Random { seed } => values.extend(spec.initial(*seed, run)),
-                Self::Reader(_) if spec.is_table() => values.extend(spec.initial(0, run)),
-                Self::Reader(read) => values.extend(read(spec, run)?),
-                Self::FreshHead { .. } => unreachable!("WeightSource::values: handed on above"),
-                Self::Shapes => values.resize(values.len() + run.len(), 0.0),
-            }
+            values.extend(self.elements(id, spec, run)?);
         }
         Ok(values)
+    }
+
+    /// A range of a parameter's elements, row-major.
+    pub fn elements(&self, id: ParamId, spec: &ParamSpec, run: Range<usize>) -> Result<Vec<f32>, HfError> {
+        match self {
+            Self::Files { files, names } => match &names[id.index()] {
+                Some(name) => files.read_f32(name, run),
+                None => Ok(spec.initial(0, run)),
+            },
+            Self::Random { seed } => Ok(spec.initial(*seed, run)),
+            Self::Reader(_) if spec.is_table() => Ok(spec.initial(0, run)),
+            Self::Reader(read) => read(spec, run),
+            Self::FreshHead { seed, .. } if spec.name == SCORE => Ok(spec.initial(*seed, run)),
+            Self::FreshHead { base, .. } => base.elements(id, spec, run),
+            Self::Shapes => Ok(vec![0.0; run.len()]),
+        }
     }
 }
 

@@ -50,6 +50,9 @@ pub enum OpError {
     /// The data are not what the model predicts: classes for a language model, tokens for a classifier.
     #[error("{0}")]
     WrongTask(String),
+    /// Ranks that share weights or gradients lost one of them.
+    #[error("{0}")]
+    Ranks(String),
     /// A block that runs on some of the tokens would leave its side tensors without the others.
     #[error(
         "block {block} hands on side tensors and cannot run on some of the tokens; take its layer out of \

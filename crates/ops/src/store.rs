@@ -126,17 +126,60 @@ impl ParamStore {
     /// The gradients of trained weights, in the format of their sums; those that nothing was added to are zero.
     pub fn gradients(&self, queue: &Queue) -> Result<Vec<(ParamId, Tensor)>> {
         let mut gradients = Vec::with_capacity(self.entries.len());
-        for (id, entry) in self.ids().zip(&self.entries).filter(|(_, entry)| entry.role == Role::Trained) {
-            let slot = match self.sums_in {
-                None => entry.slot(queue)?,
-                Some(_) => entry.sum_slot(),
-            };
-            if !slot.accumulate {
-                (queue.backend().fill)(queue, FillArgs { out: &slot.tensor, value: 0.0 })?;
-            }
-            gradients.push((id, slot.tensor));
+        for id in self.ids().filter(|id| self.is_trained(*id)) {
+            gradients.push((id, self.gradient_of(queue, id)?));
         }
         Ok(gradients)
+    }
+
+    /// Whether a trained weight has memory for its gradient.
+    pub fn has_gradient(&self, id: ParamId) -> bool {
+        self.entries[id.index()].gradient.borrow().is_some()
+    }
+
+    /// Puts memory for a gradient in place, of any content: the first to come is written.
+    ///
+    /// # Panics
+    /// If the weight is not trained, or `memory` has another shape.
+    pub fn lend_gradient(&self, id: ParamId, memory: Tensor) {
+        let entry = &self.entries[id.index()];
+        let fits = entry.role == Role::Trained && memory.shape() == entry.shape && memory.dtype() == DType::F32;
+        assert!(fits, "ParamStore::lend_gradient: {} {} for {}", memory.shape(), memory.dtype(), entry.name);
+        entry.written.set(false);
+        *entry.gradient.borrow_mut() = Some(memory);
+    }
+
+    /// Takes a gradient away with its memory; zero if nothing was added to it.
+    ///
+    /// # Errors
+    /// The device failed.
+    ///
+    /// # Panics
+    /// If it has no memory.
+    pub fn take_gradient(&self, queue: &Queue, id: ParamId) -> Result<Tensor> {
+        let entry = &self.entries[id.index()];
+        let gradient = entry.gradient.take();
+        let gradient = gradient.unwrap_or_else(|| panic!("ParamStore::take_gradient: {} has none", entry.name));
+        if !entry.written.replace(false) {
+            (queue.backend().fill)(queue, FillArgs { out: &gradient, value: 0.0 })?;
+        }
+        Ok(gradient)
+    }
+
+    /// The gradient of a trained weight, in the format of its sum; zero if nothing was added to it.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn gradient_of(&self, queue: &Queue, id: ParamId) -> Result<Tensor> {
+        let entry = &self.entries[id.index()];
+        let slot = match self.sums_in {
+            None => entry.slot(queue)?,
+            Some(_) => entry.sum_slot(),
+        };
+        if !slot.accumulate {
+            (queue.backend().fill)(queue, FillArgs { out: &slot.tensor, value: 0.0 })?;
+        }
+        Ok(slot.tensor)
     }
 
     /// Sets aside the memory of all gradients.

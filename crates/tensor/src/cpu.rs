@@ -12,11 +12,13 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{RwLockReadGuard, RwLockWriteGuard};
 
 mod cross_entropy;
+mod sum;
 mod survey;
 mod update;
 
 use cross_entropy::{cross_entropy, cross_entropy_backward};
 use rows::scatter_rows;
+pub use sum::tree_sum;
 use survey::{distance, survey};
 use update::{adafactor, dequantize, lamb, normalize, quantize, update};
 

@@ -9,7 +9,7 @@
 //! Stand-ins for what is not on this machine; with each, a model must train as it does without:
 //! - [`far`]: a device with opaque memory whose calls run only when the host reads. Stands for a GPU.
 //! - [`nan`]: weights that are NaN or absent while their block does not run. Stands for ZeRO-3.
-//! - [`ranks`]: ranks as threads, which meet and never hang. Stands for a launcher.
+//! - [`mod@ranks`]: ranks as threads, over the transport that runs use. Stands for a launcher.
 //! - [`regions`]: layers split over ranks. Stands for tensor parallelism.
 //! - [`trainee`]: the model that trains there: any device, regions and residency, one AdamW update a step.
 //!
@@ -26,3 +26,5 @@ pub mod oracle;
 pub mod ranks;
 pub mod regions;
 pub mod trainee;
+
+pub use ranks::ranks;

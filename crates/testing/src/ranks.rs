@@ -1,98 +1,47 @@
 //! Ranks as threads of one process, for tests.
 //!
-//! [`ranks`] runs one OS thread per rank; [`Rank::all_gather`] is the only way they meet.
+//! [`ranks`] runs one OS thread per rank over [`comm::local`], whose waits end after two seconds here. Unlike
+//! [`comm::local::run`] it lends what the test owns, so it waits for every thread.
 //!
-//! # Invariants
-//! - Nobody waits for a rank that is gone: when one panics or returns, what the others still want of it is an error.
-//! - The panic reported is the one that came first; the others' are its consequences.
+//! # Invariant
+//! The panic reported is the one that came first; the others' are its consequences.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
+
+use comm::{Comm, CommError, Limits, local};
+use tensor::{DType, Isa, MemoryKind, Queue, cpu};
+
+/// How ranks of tests wait.
+pub const LIMITS: Limits = Limits { timeout: Duration::from_secs(2), spin: false };
 
 /// One of the threads that [`ranks`] runs.
-pub struct Rank<'a> {
+pub struct Rank {
     /// Counted from 0.
     pub index: usize,
     /// Ranks in all.
     pub count: usize,
-    shared: &'a Shared,
+    /// All of them.
+    pub comm: Comm,
+    /// For what is given and taken as host memory.
+    queue: Queue,
 }
 
-#[derive(Default)]
-struct Shared {
-    round: Mutex<Round>,
-    changed: Condvar,
-}
-
-/// One exchange, from the first rank that gives to the last one that takes.
-#[derive(Default)]
-struct Round {
-    /// What each rank gave, in the order of ranks.
-    given: Vec<Option<Vec<f32>>>,
-    /// All of it, once it is complete, until everybody has taken it.
-    all: Option<Arc<[Vec<f32>]>>,
-    taken: usize,
-    /// Why no further round can be complete.
-    gone: Option<String>,
-    /// The first panic: which rank, and its message.
-    panic: Option<(usize, String)>,
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Round> {
-        self.round.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits until `ready`, or until that cannot happen any more.
-    fn wait<'a>(
-        &'a self,
-        mut round: MutexGuard<'a, Round>,
-        ready: impl Fn(&Round) -> bool,
-    ) -> Result<MutexGuard<'a, Round>, String> {
-        while !ready(&round) {
-            if let Some(gone) = &round.gone {
-                return Err(gone.clone());
-            }
-            round = self.changed.wait(round).unwrap_or_else(PoisonError::into_inner);
-        }
-        Ok(round)
-    }
-
-    /// A rank has returned, or panicked with this message.
-    fn end(&self, rank: usize, panic: Option<String>) {
-        let mut round = self.lock();
-        let how = if panic.is_some() { "panicked" } else { "returned" };
-        round.gone.get_or_insert_with(|| format!("rank {rank} has {how}"));
-        if let Some(message) = panic {
-            round.panic.get_or_insert((rank, message));
-        }
-        self.changed.notify_all();
-    }
-}
-
-impl Rank<'_> {
+impl Rank {
     /// Gives `mine` and takes what every rank gave, in the order of ranks; the lengths may differ.
     ///
     /// # Errors
-    /// If a rank is gone that has not given anything to this exchange.
-    pub fn all_gather(&self, mine: Vec<f32>) -> Result<Arc<[Vec<f32>]>, String> {
-        // The round before must be taken by all before the next one begins.
-        let mut round = self.shared.wait(self.shared.lock(), |round| round.all.is_none())?;
-        round.given.resize(self.count, None);
-        round.given[self.index] = Some(mine);
-        if round.given.iter().all(Option::is_some) {
-            round.all = Some(std::mem::take(&mut round.given).into_iter().flatten().collect());
-            self.shared.changed.notify_all();
-        }
-        let mut round = self.shared.wait(round, |round| round.all.is_some())?;
-        let all = Arc::clone(round.all.as_ref().expect("waited for on the line above"));
-        round.taken += 1;
-        if round.taken == self.count {
-            (round.all, round.taken) = (None, 0);
-            self.shared.changed.notify_all();
-        }
-        Ok(all)
+    /// If a rank is lost.
+    pub fn all_gather(&self, mine: Vec<f32>) -> Result<Vec<Vec<f32>>, CommError> {
+        let counts = self.comm.exchange(&self.queue, &[mine.len() as u64])?;
+        let counts: Vec<usize> = counts.into_iter().map(|count| count[0] as usize).collect();
+        let x = self.queue.upload(MemoryKind::Workspace, [mine.len()], &mine)?;
+        let out = self.queue.alloc(MemoryKind::Workspace, DType::F32, [counts.iter().sum()])?;
+        self.comm.all_gather(&self.queue, &x, &counts, &out)?;
+        let mut all = self.queue.read::<f32>(&out)?.into_iter();
+        Ok(counts.into_iter().map(|count| all.by_ref().take(count).collect()).collect())
     }
 }
 
@@ -101,21 +50,30 @@ impl Rank<'_> {
 /// # Panics
 /// If a rank panics: with its number and its message, after all ranks have ended.
 #[track_caller]
-pub fn ranks<T: Send>(count: usize, work: impl Fn(&Rank<'_>) -> T + Sync) -> Vec<T> {
-    let shared = Shared::default();
-    let run = |index: usize| {
-        let rank = Rank { index, count, shared: &shared };
+pub fn ranks<T: Send>(count: usize, work: impl Fn(&Rank) -> T + Sync) -> Vec<T> {
+    let first_panic: Mutex<Option<(usize, String)>> = Mutex::default();
+    let run = |comm: Comm| {
+        let rank = Rank { index: comm.rank(), count, comm, queue: cpu::queue(1, false, Isa::detect()) };
         let result = catch_unwind(AssertUnwindSafe(|| work(&rank)));
-        shared.end(index, result.as_ref().err().map(|panic| message(panic.as_ref())));
+        if let Err(panic) = &result {
+            let message = message(panic.as_ref());
+            let mut first = first_panic.lock().unwrap_or_else(PoisonError::into_inner);
+            first.get_or_insert_with(|| (rank.index, message.clone()));
+            drop(first);
+            rank.comm.abort(&message);
+        }
         result.ok()
     };
+    let run = &run;
     let results: Vec<Option<T>> = thread::scope(|scope| {
-        let spawn =
-            |index| thread::Builder::new().name(format!("rank {index}")).spawn_scoped(scope, move || run(index));
-        let threads: Vec<_> = (0..count).map(|index| spawn(index).expect("a thread for a rank")).collect();
+        let spawn = |comm: Comm| {
+            let thread = thread::Builder::new().name(format!("rank {}", comm.rank()));
+            thread.spawn_scoped(scope, move || run(comm)).expect("a thread for a rank")
+        };
+        let threads: Vec<_> = local::world(count, LIMITS).into_iter().map(spawn).collect();
         threads.into_iter().map(|thread| thread.join().expect("panics are caught in run")).collect()
     });
-    if let Some((rank, message)) = &shared.lock().panic {
+    if let Some((rank, message)) = first_panic.into_inner().unwrap_or_else(PoisonError::into_inner) {
         panic!("rank {rank} of {count}: {message}");
     }
     results.into_iter().flatten().collect()
@@ -157,7 +115,8 @@ mod tests {
 
     #[test]
     fn a_rank_that_returns_early_leaves_nobody_waiting() {
-        let results = ranks(2, |rank| (rank.index == 1).then(|| rank.all_gather(Vec::new()).unwrap_err()));
-        assert_eq!(results, [None, Some("rank 0 has returned".to_owned())]);
+        let results = ranks(2, |rank| (rank.index == 1).then(|| rank.all_gather(Vec::new()).unwrap_err().to_string()));
+        let want = "all_gather 0 of group world (ranks 0, 1): rank 0 has ended; it has begun no call";
+        assert_eq!(results, [None, Some(want.to_owned())]);
     }
 }

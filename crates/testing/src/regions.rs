@@ -9,13 +9,13 @@ use tensor::{CopyArgs, MemoryKind, Tensor};
 use crate::ranks::Rank;
 
 /// [`Regions`] of one rank that holds its share of `heads`, `kv_heads` and `mlp` and the whole of every other axis.
-pub struct SplitLayers<'a>(pub &'a Rank<'a>);
+pub struct SplitLayers<'a>(pub &'a Rank);
 
 impl SplitLayers<'_> {
     /// The sum over ranks, in f32 and in the order of ranks: the same bits on each.
     fn sum(&self, region: &'static str, env: &Env<'_>, term: &Tensor) -> Result<Tensor> {
         let terms = self.0.all_gather(env.queue.read_f32(term)?);
-        let terms = terms.map_err(|message| OpError::Region { region, message })?;
+        let terms = terms.map_err(|error| OpError::Region { region, message: error.to_string() })?;
         let mut sum = terms[0].clone();
         for term in &terms[1..] {
             sum.iter_mut().zip(term).for_each(|(sum, term)| *sum += term);

@@ -160,6 +160,10 @@ impl Residency for Timed<'_> {
         self.inner.gather(model, block)
     }
 
+    fn before_gradients(&self, model: &Model, block: usize) -> ops::Result<()> {
+        self.inner.before_gradients(model, block)
+    }
+
     fn reduce(&self, model: &Model, block: usize) -> ops::Result<()> {
         self.inner.reduce(model, block)?;
         self.clock.block.set(BlockRun { is_backward: true, ..self.clock.block.get() });

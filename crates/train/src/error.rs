@@ -34,6 +34,17 @@ pub enum TrainError {
     /// An op failed while the model ran.
     #[error(transparent)]
     Op(#[from] OpError),
+    /// Another rank is lost, or the ranks did not do the same.
+    #[error(transparent)]
+    Comm(#[from] comm::CommError),
+    /// One of the ranks of this process ended in a way that is no error of the others.
+    #[error("rank {rank} {how}")]
+    Rank {
+        /// Which.
+        rank: usize,
+        /// As the end of the sentence.
+        how: String,
+    },
     /// The request cannot be carried out as it stands.
     #[error("{0}")]
     Request(String),
@@ -126,6 +137,11 @@ impl TrainError {
         matches!(self, Self::NoTarget { .. } | Self::LossScale { .. } | Self::LossSpike { .. })
     }
 
+    /// Whether it only says how another rank ended: the cause is that rank's own error.
+    pub(crate) fn is_of_another_rank(&self) -> bool {
+        matches!(self, Self::Comm(_) | Self::Op(OpError::Ranks(_) | OpError::Region { .. }))
+    }
+
     pub(crate) fn io(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { path, action, source }
@@ -137,6 +153,15 @@ impl From<WeightError> for TrainError {
         match error {
             WeightError::Files(error) => Self::Files(error),
             WeightError::Op(error) => Self::Op(error),
+        }
+    }
+}
+
+impl From<parallel::ParallelError> for TrainError {
+    fn from(error: parallel::ParallelError) -> Self {
+        match error {
+            parallel::ParallelError::Comm(error) => Self::Comm(error),
+            parallel::ParallelError::Op(error) => Self::Op(error),
         }
     }
 }

@@ -229,10 +229,11 @@ fn followed(config: &RunConfig, sets: &[ValidationSet]) -> usize {
 }
 
 /// Evaluates every set, unless that was done at this very step; whether the state is among the best now and must be saved.
+/// Of several ranks the first one has `metrics`.
 pub(crate) fn evaluate_sets(
     engine: &mut Engine,
     sets: &[ValidationSet],
-    metrics: &mut Recorder,
+    mut metrics: Option<&mut Recorder>,
     observer: &mut dyn Observer,
 ) -> Result<bool> {
     let step = engine.counters.step;
@@ -249,7 +250,9 @@ pub(crate) fn evaluate_sets(
             return Err(TrainError::Diverged { step, what: format!("the validation loss{of}") });
         }
         let line = line(step, name, &evaluation);
-        metrics.append(&line)?;
+        if let Some(metrics) = &mut metrics {
+            metrics.append(&line)?;
+        }
         engine.tell(|callback, control| callback.on_log(engine, &line, control));
         engine.tell(|callback, control| callback.on_evaluate(engine, &evaluation, control));
         observer.on(Event::Evaluated { step, set: name, loss, perplexity, bits_per_byte, accuracy, f1 });
@@ -282,13 +285,14 @@ fn line(step: u64, set: Option<&str>, evaluation: &Evaluation) -> Value {
 /// The mean loss over a whole dataset, with its progress told.
 pub(crate) fn evaluate(engine: &Engine, dataset: &Dataset, observer: &mut dyn Observer) -> Result<Evaluation> {
     let total = dataset.num_samples();
-    let _averaged = engine.state.show_average(&engine.queue)?;
+    let _averaged = engine.state.show_average(&engine.queue, &engine.zero)?;
+    let pass = engine.zero.pass(&engine.queue, &engine.state.store, false);
     let samples = (0..total).map(|index| {
         observer.on(Event::Evaluating { done: index, total });
         engine.tell(|callback, control| callback.on_prediction_step(engine, index, total, control));
         dataset.get(index)
     });
-    let sum = generate::evaluate(&forward(engine), samples, TOKENS_PER_PASS)?;
+    let sum = generate::evaluate(&forward(engine, &pass), samples, TOKENS_PER_PASS)?;
     sum.evaluation(dataset.text_bytes())
         .ok_or_else(|| TrainError::Request("the validation data have no target that counts".to_owned()))
 }

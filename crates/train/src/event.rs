@@ -4,7 +4,9 @@
 use crate::breakdown::Breakdown;
 use crate::plan::RunPlan;
 use crate::precision::adaptive::PrecisionMetrics;
+use comm::{Traffic, TrafficByKind};
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Something that happened.
@@ -136,6 +138,32 @@ pub struct StepMetrics {
     /// `[gradient, weight]` of every block, null where it is not finite; only there at the steps of `run.norms_every`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub norms: Option<Map<String, Value>>,
+    /// What crossed between the first rank and the others in this step, by kind of call; only there on several ranks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub communication: Option<BTreeMap<&'static str, Communication>>,
+}
+
+/// Calls of one kind in one step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Communication {
+    /// Calls begun.
+    pub calls: u64,
+    /// See [`comm::Call::volume`].
+    pub elements: u64,
+    /// Of these elements.
+    pub bytes: u64,
+}
+
+impl Communication {
+    /// What was added between two counts of one rank.
+    pub(crate) fn between(before: &TrafficByKind, after: &TrafficByKind) -> BTreeMap<&'static str, Self> {
+        let added = |(kind, now): (&comm::Kind, &Traffic)| {
+            let was = before.get(kind).copied().unwrap_or_default();
+            let (calls, elements, bytes) = (now.calls - was.calls, now.elements - was.elements, now.bytes - was.bytes);
+            (calls > 0).then_some((kind.name(), Self { calls, elements, bytes }))
+        };
+        after.iter().filter_map(added).collect()
+    }
 }
 
 /// Watches a run.

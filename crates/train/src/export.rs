@@ -1,7 +1,9 @@
 //! A trained model as a Hugging Face folder.
 
+use crate::checkpoint::Checkpoint;
 use crate::engine::Engine;
 use crate::error::{Result, TrainError};
+use crate::pretrained::result_kind;
 use bytemuck::cast_slice;
 use data::Tokenizer;
 use models::ModelConfig;
@@ -91,6 +93,23 @@ pub(crate) fn remove_folder(folder: &Path) -> Result<()> {
 }
 
 impl Engine {
+    /// Writes the model that a checkpoint of this run holds: what [`Engine::save_pretrained`] would write of whole weights.
+    pub(crate) fn export_from(
+        &self,
+        checkpoint: &Checkpoint,
+        folder: &Path,
+        tokenizer: Option<&Tokenizer>,
+    ) -> Result<()> {
+        let specs = self.model.params.iter().filter(|spec| !spec.is_table());
+        let export = Export {
+            config: self.model.config.as_ref(),
+            tokenizer,
+            weights: specs.map(|spec| (spec.name.as_str(), spec.shape().dims().to_vec())).collect(),
+            dtype: self.config.dtype(),
+        };
+        export.write(folder, &mut |name| Ok(checkpoint.read(result_kind(checkpoint, name), name)?))
+    }
+
     /// Writes the model as a Hugging Face folder that Transformers loads as it is, in the run's compute format;
     /// in f32 where formats go by op.
     ///

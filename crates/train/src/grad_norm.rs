@@ -1,17 +1,12 @@
-//! The norm of the whole gradient, and the factor its clipping asks for.
+//! Norms of tensors, and the factor that clipping a gradient asks for; the norm of the whole gradient is
+//! [`parallel::grad_norm()`].
 //!
-//! Squares are summed by units of 4,096 elements on the device, and the units in the order of parameters on the host in
-//! f64: the same bits on any number of threads.
+//! Squares are summed by units of 4,096 elements on the device, and the units on the host in f64: the same bits on any number
+//! of threads.
 
 use crate::error::Result;
 use crate::precision::half::widened;
-use ops::ParamId;
 use tensor::{DType, MemoryKind, Queue, SUM_SQUARES_UNIT, SumSquaresArgs, Tensor};
-
-/// The L2 norm over all gradients, not yet multiplied by any factor; not finite if an element is not.
-pub(crate) fn grad_norm(queue: &Queue, gradients: &[(ParamId, Tensor)]) -> Result<f64> {
-    norm(queue, gradients.iter().map(|(_, grad)| grad))
-}
 
 /// The L2 norm over all elements of some tensors.
 pub(crate) fn norm<'a>(queue: &Queue, tensors: impl Iterator<Item = &'a Tensor>) -> Result<f64> {

@@ -19,6 +19,7 @@
 //! | [`loss_scale`] | the scale of an fp16 run's loss |
 //! | [`loss_spike`] | the guard against batches whose loss leaps |
 //! | [`precision`] | formats of op families, fixed or adapting |
+//! | [`ranks`] | the ranks of this process, each with an engine of its own |
 //! | [`run`] | a whole run: loop, evaluation, checkpoints, samples, signals |
 //! | [`checkpoint`] | what is kept so that a run can go on bit for bit |
 //! | [`metrics`] | one JSON line a step |
@@ -62,6 +63,7 @@ pub mod plot;
 pub mod precision;
 pub mod pretrained;
 pub mod random_ltd;
+pub mod ranks;
 mod resume;
 pub mod run;
 mod saving;

@@ -9,6 +9,7 @@ use crate::grad_norm::norm;
 use crate::state::TrainState;
 use models::Model;
 use ops::ParamId;
+use parallel::Owned;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use tensor::{Queue, Tensor};
@@ -24,14 +25,19 @@ pub struct BlockNorms {
     pub weight: f64,
 }
 
-/// The norms of every block with a trained parameter. `to_mean`: what makes the sum of gradients their mean.
-pub(crate) fn of_blocks(queue: &Queue, model: &Model, state: &TrainState, to_mean: f64) -> Result<Vec<BlockNorms>> {
-    let gradients = state.store.gradients(queue)?;
+/// The norms of every block with a trained parameter. `gradients`: whole ones; `to_mean`: what makes these sums their mean.
+pub(crate) fn of_blocks(
+    queue: &Queue,
+    model: &Model,
+    state: &TrainState,
+    gradients: &[Owned],
+    to_mean: f64,
+) -> Result<Vec<BlockNorms>> {
     let weights: Vec<(ParamId, &Tensor)> = state.trained().collect();
     let (mut counted, mut norms) = (BTreeSet::new(), Vec::new());
     for block in &model.blocks {
         let own: BTreeSet<ParamId> = block.params.iter().copied().filter(|id| counted.insert(*id)).collect();
-        let gradient = gradients.iter().filter(|(id, _)| own.contains(id)).map(|(_, gradient)| gradient);
+        let gradient = gradients.iter().filter(|owned| own.contains(&owned.id)).map(|owned| &owned.grad);
         let weight: Vec<&Tensor> =
             weights.iter().filter(|(id, _)| own.contains(id)).map(|(_, weight)| *weight).collect();
         if !weight.is_empty() {

@@ -63,7 +63,7 @@ pub fn export(from: &Path, to: &Path, dtype: Option<DType>) -> Result<()> {
 }
 
 /// What of a parameter is evaluated and exported: the average of its weights where the run kept one.
-fn result_kind(checkpoint: &Checkpoint, name: &str) -> &'static str {
+pub(crate) fn result_kind(checkpoint: &Checkpoint, name: &str) -> &'static str {
     if checkpoint.tensor(AVERAGE, name).is_some() { AVERAGE } else { WEIGHT }
 }
 

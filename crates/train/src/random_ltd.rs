@@ -149,6 +149,38 @@ impl Residency for Routes {
     }
 }
 
+/// A residency whose blocks run on what the routes say.
+pub(crate) struct Routed<'a> {
+    pub(crate) inner: &'a dyn Residency,
+    pub(crate) routes: &'a Routes,
+}
+
+impl Residency for Routed<'_> {
+    fn gather(&self, model: &Model, block: usize) -> ops::Result<()> {
+        self.inner.gather(model, block)
+    }
+
+    fn before_gradients(&self, model: &Model, block: usize) -> ops::Result<()> {
+        self.inner.before_gradients(model, block)
+    }
+
+    fn reduce(&self, model: &Model, block: usize) -> ops::Result<()> {
+        self.inner.reduce(model, block)
+    }
+
+    fn leaves_out(&self, model: &Model, block: usize) -> bool {
+        self.routes.leaves_out(model, block)
+    }
+
+    fn tokens(&self, model: &Model, block: usize) -> Option<&KeptTokens> {
+        self.routes.tokens(model, block)
+    }
+
+    fn release(&self, model: &Model, block: usize) -> ops::Result<()> {
+        self.inner.release(model, block)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -21,6 +21,10 @@
 //! - The last checkpoint is on disk before `model/` is touched.
 
 mod moments;
+mod opened;
+mod together;
+
+use opened::{Checked, Opened};
 
 use crate::breakdown::{Breakdown, memory_bytes};
 use crate::callback::{Callback, Control};
@@ -30,7 +34,7 @@ use crate::config::RunConfig;
 use crate::engine::{Engine, LoadOptions};
 use crate::error::Result;
 use crate::evaluation::{Scored, evaluate_sets};
-use crate::event::{Event, Observer, StepMetrics};
+use crate::event::{Communication, Event, Observer, StepMetrics};
 use crate::flops_profiler;
 use crate::log_file::Logged;
 use crate::loss_scale::skip_notice;
@@ -49,7 +53,7 @@ use crate::system::{peak_resident_bytes, total_memory_bytes};
 use crate::training_data::TrainingData;
 use data::Tokenizer;
 use generate::{Forward, GenerateOptions, Sampling};
-use models::Resident;
+use models::Residency;
 use ops::Single;
 use serde_json::json;
 use std::fs::File;
@@ -94,6 +98,11 @@ impl Run {
     /// # Errors
     /// What is wrong, as one paragraph.
     pub fn prepare(config: RunConfig, resume: bool, observer: &mut dyn Observer) -> Result<Self> {
+        Self::open(config, resume, observer)?.prepare(resume, observer, None)
+    }
+
+    /// The first half of [`Run::prepare`]: opens and checks everything, and takes no memory for the model.
+    pub(crate) fn open(config: RunConfig, resume: bool, observer: &mut dyn Observer) -> Result<Opened> {
         config.for_training()?;
         let output = Output::new(&config.run.output);
         if resume {
@@ -103,9 +112,7 @@ impl Run {
         }
         monitor::check(&config, resume)?;
         flops_profiler::check(&config)?;
-        let (mut engine, data) = open(config, observer)?;
-        let resumed_at = if resume { load_newest(&mut engine, &data, &output, observer)? } else { None };
-        Ok(Self { engine, data, output, resumed_at })
+        Ok(Opened { checked: check(config, observer)?, output })
     }
 
     /// Every number of the run.
@@ -129,7 +136,12 @@ impl Run {
 
 /// Model, data and every number of a run, with everything checked but its output folder; nothing is written but the token
 /// cache.
-pub(crate) fn open(mut config: RunConfig, observer: &mut dyn Observer) -> Result<(Engine, TrainingData)> {
+pub(crate) fn open(config: RunConfig, observer: &mut dyn Observer) -> Result<(Engine, TrainingData)> {
+    check(config, observer)?.engine(observer, None)
+}
+
+/// The same before memory is taken for the model.
+fn check(mut config: RunConfig, observer: &mut dyn Observer) -> Result<Checked> {
     let (source, ..) = config.for_training()?;
     let mut origin = ModelOrigin::open(&config, source)?;
     let max_positions = Some(origin.config.max_positions());
@@ -146,15 +158,7 @@ pub(crate) fn open(mut config: RunConfig, observer: &mut dyn Observer) -> Result
     check_sample(&config, &data, origin.config.max_positions())?;
     let model = origin.build(data.tokenizer.as_ref(), positions(&config, &origin, &data))?;
     let weights = origin.weights(&model, config.run.seed)?;
-    for notice in config.notices() {
-        observer.on(Event::Notice(&notice));
-    }
-    let mut engine = Engine::with_weights(model, config, &weights)?;
-    engine.resolve_steps(data.loader.epoch_samples())?;
-    for notice in engine.plan.notices(&engine.config) {
-        observer.on(Event::Notice(&notice));
-    }
-    Ok((engine, data))
+    Ok(Checked { config, model, weights, data })
 }
 
 /// Refuses a run that this machine cannot hold, before anything large is allocated. Where only the snapshot of checkpoints
@@ -167,7 +171,9 @@ fn check_memory(
     observer: &mut dyn Observer,
 ) -> Result<()> {
     let (model, available) = (origin.build(tokenizer, plan.sequence_length)?, total_memory_bytes());
-    let mut report = PlanReport::of_model(config, model, plan, 1)?;
+    // Ranks of this process share its memory.
+    let (ranks, available) = (config.num_ranks(), available.map(|bytes| bytes / config.num_ranks()));
+    let mut report = PlanReport::of_model(config, model, plan, ranks)?;
     if config.asked_async().is_none() && report.drop_snapshot_beyond(available) {
         config.run.checkpoint_async = Some(false);
         observer.on(Event::Notice(
@@ -241,13 +247,13 @@ pub(crate) fn resume(
 }
 
 /// What evaluations and samples run.
-pub(crate) fn forward(engine: &Engine) -> Forward<'_> {
+pub(crate) fn forward<'a>(engine: &'a Engine, residency: &'a dyn Residency) -> Forward<'a> {
     Forward {
         queue: &engine.queue,
         model: &engine.model,
         params: &engine.state.store,
         regions: &Single,
-        residency: &Resident,
+        residency,
         dtype: engine.plan.dtype,
         precision: engine.precision(),
         positions: engine.model.max_positions.unwrap_or(usize::MAX),
@@ -259,17 +265,25 @@ struct Loop<'a> {
     engine: &'a mut Engine,
     data: &'a TrainingData,
     output: Output,
-    metrics: Recorder,
+    /// Of the first rank.
+    metrics: Option<Recorder>,
     saver: Saver,
     /// What callbacks have asked for and is not done yet.
     asked: Control,
-    /// Held to the end, that of the saver too: no second run may write here.
-    _lock: File,
+    /// Held to the end, that of the saver too: no second run may write here. By the first rank.
+    _lock: Option<File>,
 }
 
 impl<'a> Loop<'a> {
     /// Makes the output folder, `run.json` and the metrics file. `resumed_at`: the step of the checkpoint that was loaded.
     fn begin(engine: &'a mut Engine, data: &'a TrainingData, output: Output, resumed_at: Option<u64>) -> Result<Self> {
+        if engine.zero.comm().index() > 0 {
+            // The first rank makes everything; what it cannot make ends the others.
+            engine.zero.comm().barrier(&engine.queue)?;
+            let saver = Saver::new(output.checkpoints(), engine, resumed_at)?;
+            let asked = Control::default();
+            return Ok(Self { engine, data, output, metrics: None, saver, asked, _lock: None });
+        }
         let lock = output.take()?;
         let path = output.metrics();
         let metrics = match resumed_at {
@@ -285,12 +299,16 @@ impl<'a> Loop<'a> {
         if let Some(tokenizer) = &data.tokenizer {
             tokenizer.save(output.folder())?;
         }
+        engine.zero.comm().barrier(&engine.queue)?;
         let metrics = Recorder::new(&engine.config, metrics, resumed_at.map(|step| (step, engine.counters.samples)))?;
-        let saver = Saver::new(output.checkpoints(), engine, resumed_at)?;
-        Ok(Self { engine, data, output, metrics, saver, asked: Control::default(), _lock: lock })
+        let (saver, asked) = (Saver::new(output.checkpoints(), engine, resumed_at)?, Control::default());
+        Ok(Self { engine, data, output, metrics: Some(metrics), saver, asked, _lock: Some(lock) })
     }
 
     fn run(self, observer: &mut dyn Observer, stop: &Stop) -> Result<Outcome> {
+        if self.metrics.is_none() {
+            return self.run_to_end(observer, stop);
+        }
         let mut observer = Logged::new(&self.output.log(), self.engine.counters.step, observer)?;
         let outcome = self.run_to_end(&mut observer, stop);
         observer.ended(&outcome);
@@ -327,8 +345,9 @@ impl<'a> Loop<'a> {
             // A signal came when this evaluation was due: the checkpoint went before it.
             self.evaluate(observer)?;
         }
+        let mut signal = self.agree_on(stop)?;
         while !self.is_at_end() {
-            if let Some(signal) = stop.signal() {
+            if let Some(signal) = signal {
                 self.save(true, observer)?;
                 return Ok(Outcome::Interrupted { signal });
             }
@@ -344,7 +363,8 @@ impl<'a> Loop<'a> {
             let due = |every: u64| every > 0 && self.engine.counters.step.is_multiple_of(every);
             let (eval_due, sample_due, save_due) =
                 (due(every.eval_every), due(every.sample_every), due(every.checkpoint_every));
-            if stop.signal().is_some() && !self.is_at_end() {
+            signal = self.agree_on(stop)?;
+            if signal.is_some() && !self.is_at_end() {
                 continue;
             }
             if self.asked.take_evaluation() || eval_due {
@@ -365,9 +385,16 @@ impl<'a> Loop<'a> {
         self.save(true, observer)?;
         self.load_best(observer)?;
         let path = self.output.model();
-        self.engine.save_pretrained(&path, self.data.tokenizer.as_ref())?;
+        // The others do not wait while the first rank writes: what they are needed for comes before.
+        let is_alone = self.engine.zero.comm().size() == 1;
+        if !is_alone {
+            self.sample(true, observer)?;
+        }
+        self.export(&path)?;
         observer.on(Event::Exported { path: &path });
-        self.sample(true, observer)?;
+        if is_alone {
+            self.sample(true, observer)?;
+        }
         self.end_epochs();
         Ok(Outcome::Finished)
     }
@@ -386,8 +413,10 @@ impl<'a> Loop<'a> {
         let samples = self.data.loader.batch(first, count as usize);
         let data = start.elapsed().as_secs_f64();
         let (lr, curriculum_seqlen) = (engine.lr(), engine.curriculum_length());
+        let before = engine.zero.comm().traffic();
         let random_ltd_tokens = engine.random_ltd_tokens();
         let report = engine.train_batch(&samples)?;
+        let after = engine.zero.comm().traffic();
         let step_seconds = start.elapsed().as_secs_f64();
         let metrics = StepMetrics {
             step: engine.counters.step,
@@ -406,8 +435,11 @@ impl<'a> Loop<'a> {
             breakdown_seconds: engine.clock.as_ref().map(|clock| Breakdown { data, ..clock.take() }),
             memory_bytes: engine.config.memory_breakdown.then(|| memory_bytes(&engine.queue)),
             norms: Some(norms::to_json(&report.norms)).filter(|norms| !norms.is_empty()),
+            communication: (engine.zero.comm().size() > 1).then(|| Communication::between(&before, &after)),
         };
-        self.metrics.advance(engine.counters.samples);
+        if let Some(recorder) = &mut self.metrics {
+            recorder.advance(engine.counters.samples);
+        }
         self.log(&json!(metrics))?;
         self.tell_epochs(first);
         for notice in self.engine.adaptive.iter_mut().flat_map(Adaptive::take_notices) {
@@ -428,7 +460,7 @@ impl<'a> Loop<'a> {
 
     /// Evaluates, unless that was done at this step; a state among the best is saved.
     fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<()> {
-        let is_best = evaluate_sets(self.engine, &self.data.validation, &mut self.metrics, observer)?;
+        let is_best = evaluate_sets(self.engine, &self.data.validation, self.metrics.as_mut(), observer)?;
         self.hear()?;
         if is_best { self.save(self.is_at_end(), observer) } else { Ok(()) }
     }
@@ -462,9 +494,11 @@ impl<'a> Loop<'a> {
             eos: tokenizer.end_of_text().into_iter().collect(),
         };
         let tokens = tokenizer.encode(prompt)?;
-        let _averaged = engine.state.show_average(&engine.queue)?;
-        let made =
-            generate::generate(forward(engine), Some(tokenizer), &tokens, options, |_| ControlFlow::Continue(()))?;
+        let _averaged = engine.state.show_average(&engine.queue, &engine.zero)?;
+        let pass = engine.zero.pass(&engine.queue, &engine.state.store, false);
+        let made = generate::generate(forward(engine, &pass), Some(tokenizer), &tokens, options, |_| {
+            ControlFlow::Continue(())
+        })?;
         let made = made.text.unwrap_or_default();
         let text = format!("{prompt}{made}");
         observer.on(Event::Sample { step, text: &text, last });
@@ -477,6 +511,6 @@ impl<'a> Loop<'a> {
         let engine = &*self.engine;
         let fingerprint = fingerprint(self.data, &engine.config);
         let head = Head { evaluation_asked: self.asked.wants_evaluation(), ..engine.head(fingerprint) };
-        self.saver.save(engine, head, &self.metrics.metrics, is_last, observer)
+        self.saver.save(engine, head, self.metrics.as_ref().map(|recorder| &recorder.metrics), is_last, observer)
     }
 }

@@ -5,20 +5,23 @@
 //!   sequence_length)`. The step's mean over *counted* targets comes in at the end, as the factor nominal / counted /
 //!   loss_scale, so accumulation is exact by token count whatever each micro-batch holds.
 //! - The host reads the device once, after the last micro-batch.
+//! - Micro-batch g of a step is round x ranks + rank. Every rank runs as many rounds, and sees the same loss, norm and
+//!   decisions: numbers of micro-batches are added in the order of g, on every rank.
 
 use crate::breakdown::Clock;
 use crate::error::{Result, TrainError};
-use crate::grad_norm::{clip_factor, grad_norm};
+use crate::grad_norm::clip_factor;
 use crate::layer_drop::Kept;
 use crate::norms::{self, BlockNorms};
 use crate::plan::groups::ParamGroups;
 use crate::precision::half::Summed;
-use crate::random_ltd::{RandomLtd, Routes};
+use crate::random_ltd::{RandomLtd, Routed, Routes};
 use crate::state::{TrainState, noise_std};
 use generate::to_batch;
 use models::{Model, Pass, PassOutput, Recompute, Recorded, Residency};
 use ops::{Batch, Cost, Env, HeadRequest, Precision, Single};
 use optim::{GradientEdit, Step};
+use parallel::{Order, Zero, grad_norm};
 use std::time::Instant;
 use tensor::{DType, LossTerms, Queue, Tensor};
 
@@ -32,6 +35,8 @@ pub struct StepContext<'a> {
     pub state: &'a TrainState,
     /// The update rules.
     pub groups: &'a ParamGroups,
+    /// The ranks that train it together.
+    pub zero: &'a Zero,
     /// The format of activations.
     pub dtype: DType,
     /// The format of each op; none: all run in `dtype`.
@@ -100,12 +105,40 @@ pub struct StepReport {
 /// What has been accumulated since the last update.
 #[derive(Default)]
 pub struct Accumulated {
-    logprobs: Vec<Tensor>,
-    /// Losses that blocks declared, each with the targets of its micro-batch.
-    losses: Vec<(usize, Tensor)>,
-    num_targets: u64,
+    rounds: Vec<Round>,
     cost: Cost,
     recomputed: Cost,
+}
+
+/// This rank's micro-batch of one round.
+struct Round {
+    logprobs: Tensor,
+    /// Losses that blocks declared.
+    losses: Vec<Tensor>,
+    num_targets: u64,
+}
+
+/// What the host knows of one micro-batch.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct Numbers {
+    /// Sum of log-probabilities.
+    logprobs: f64,
+    /// Sum of the losses that blocks declared, times targets.
+    losses: f64,
+    num_targets: u64,
+}
+
+/// A row of one token without a target.
+fn uncounted() -> data::Sample {
+    data::Sample {
+        input_ids: vec![0],
+        targets: vec![data::IGNORE],
+        positions: vec![0],
+        document_starts: vec![0],
+        class: None,
+        soft: None,
+    }
 }
 
 /// A micro-batch between its forward and its backward.
@@ -133,29 +166,43 @@ impl StepContext<'_> {
         first_sample: u32,
         so_far: &Accumulated,
     ) -> Result<Option<Forwarded>> {
-        let batch = to_batch(self.queue, samples, first_sample)?;
-        if so_far.logprobs.is_empty() {
+        let mut batch = to_batch(self.queue, samples, first_sample)?;
+        let stand_in = [uncounted()];
+        let mut samples = samples;
+        if so_far.rounds.is_empty() {
             self.state.store.clear_gradients();
+            self.zero.clear();
         }
         if batch.num_tokens == 0 {
-            return Ok(None);
+            if self.zero.comm().size() == 1 && self.zero.order() == Order::AsTheyCome {
+                return Ok(None);
+            }
+            // Other ranks count on this one, and every micro-batch is a term: this one's is zero.
+            samples = &stand_in;
+            batch = to_batch(self.queue, samples, first_sample)?;
+            if self.model.labels().is_some() {
+                batch = batch.with_classes(self.queue, &[data::IGNORE])?;
+            }
         }
         let (env, routes) =
             (self.env(&batch, Some(self.seed_of_backward())), self.routes(&batch, samples, first_sample)?);
-        let (output, recorded) = self.pass_over(&routes, |pass| pass.forward_recorded(&env, &self.recompute))?;
+        let (output, recorded) = self.pass_over(&routes, false, |pass| pass.forward_recorded(&env, &self.recompute))?;
         Ok(Some(Forwarded { batch, routes, output, recorded }))
     }
 
-    /// Backward of what [`StepContext::forward`] ran: its gradients are added to those of the step.
-    pub(crate) fn backward(&self, forwarded: Forwarded, so_far: &mut Accumulated) -> Result<()> {
+    /// Backward of what [`StepContext::forward`] ran: its gradients are added to those of the step. `is_last`: no micro-batch of
+    /// the step follows.
+    pub(crate) fn backward(&self, forwarded: Forwarded, is_last: bool, so_far: &mut Accumulated) -> Result<()> {
         let Forwarded { batch, routes, output, recorded } = forwarded;
         // The factor nominal / counted of the update makes this the micro-batch's share of the step's targets.
         let loss_weight = batch.num_targets as f32 / self.nominal_targets as f32 * self.loss_scale as f32;
         let env = self.env(&batch, Some(self.seed_of_backward()));
-        so_far.recomputed += self.pass_over(&routes, |pass| pass.backward(&env, recorded, loss_weight))?;
-        so_far.logprobs.push(output.logprobs);
-        so_far.losses.extend(output.losses.into_iter().map(|(_, loss)| (batch.num_targets, loss)));
-        so_far.num_targets += batch.num_targets as u64;
+        so_far.recomputed += self.pass_over(&routes, is_last, |pass| pass.backward(&env, recorded, loss_weight))?;
+        so_far.rounds.push(Round {
+            logprobs: output.logprobs,
+            losses: output.losses.into_iter().map(|(_, loss)| loss).collect(),
+            num_targets: batch.num_targets as u64,
+        });
         so_far.cost += output.cost;
         Ok(())
     }
@@ -174,13 +221,40 @@ impl StepContext<'_> {
         Ok(Routes { layers, tokens: tokens.unwrap_or_default() })
     }
 
-    /// Half a pass over a micro-batch, timed if the step is.
-    fn pass_over<T>(&self, routes: &Routes, half: impl FnOnce(Pass<'_>) -> ops::Result<T>) -> ops::Result<T> {
-        let summed = Summed { inner: routes, store: &self.state.store, queue: self.queue };
-        let residency = if self.state.store.sums_gradients() { &summed as &dyn Residency } else { routes };
+    /// Half a pass over a micro-batch, timed if the step is. `is_last`: the backward half of the step's last one.
+    fn pass_over<T>(
+        &self,
+        routes: &Routes,
+        is_last: bool,
+        half: impl FnOnce(Pass<'_>) -> ops::Result<T>,
+    ) -> ops::Result<T> {
+        let shared = self.zero.pass(self.queue, &self.state.store, is_last);
+        let routed = Routed { inner: &shared, routes };
+        let summed = Summed { inner: &routed, store: &self.state.store, queue: self.queue };
+        let residency = if self.state.store.sums_gradients() { &summed as &dyn Residency } else { &routed };
         let timed = self.clock.map(|clock| clock.over(residency));
         let residency = timed.as_ref().map_or(residency, |timed| timed);
         half(Pass { model: self.model, residency })
+    }
+
+    /// The numbers of all micro-batches of all ranks, in the order of g.
+    fn numbers(&self, rounds: &[Round]) -> Result<Vec<Numbers>> {
+        let mut own = Vec::with_capacity(rounds.len());
+        for Round { logprobs, losses, num_targets } in rounds {
+            let logprobs = self.queue.read::<f32>(logprobs)?.into_iter().map(f64::from).sum();
+            let mut numbers = Numbers { logprobs, losses: 0.0, num_targets: *num_targets };
+            for loss in losses {
+                numbers.losses += *num_targets as f64 * f64::from(self.queue.read_f32(loss)?[0]);
+            }
+            own.push(numbers);
+        }
+        if self.zero.comm().size() == 1 {
+            return Ok(own);
+        }
+        let mut by_rank = self.zero.comm().exchange(self.queue, &own)?;
+        // They are there already, but where nothing is exchanged: in a dry run.
+        by_rank[self.zero.comm().index()].clone_from(&own);
+        Ok((0..own.len()).flat_map(|round| by_rank.iter().map(move |rank| rank[round])).collect())
     }
 
     /// Norm, clipping and update. `samples`: the micro-batches again, to find where a loss stopped being finite. `ready` is
@@ -192,14 +266,12 @@ impl StepContext<'_> {
         ready: &mut dyn FnMut(f64),
     ) -> Result<StepReport> {
         let start = Instant::now();
-        let Accumulated { logprobs, losses, num_targets, cost, recomputed } = so_far;
-        let mut sum = 0.0f64;
-        for logprobs in &logprobs {
-            sum += self.queue.read::<f32>(logprobs)?.into_iter().map(f64::from).sum::<f64>();
-        }
-        for (targets, loss) in &losses {
-            sum -= *targets as f64 * f64::from(self.queue.read_f32(loss)?[0]);
-        }
+        let Accumulated { rounds, cost, recomputed } = so_far;
+        let numbers = self.numbers(&rounds)?;
+        let gradients = self.zero.finish(self.queue, &self.state.store)?;
+        let mut sum = numbers.iter().fold(0.0, |sum, numbers| sum + numbers.logprobs);
+        sum = numbers.iter().fold(sum, |sum, numbers| sum - numbers.losses);
+        let num_targets: u64 = numbers.iter().map(|numbers| numbers.num_targets).sum();
         if num_targets == 0 {
             return Err(TrainError::NoTarget { step: self.step, samples: samples.len() });
         }
@@ -210,12 +282,12 @@ impl StepContext<'_> {
         }
         let to_mean = self.nominal_targets as f64 / num_targets as f64 / self.loss_scale;
         if let Some(edit) = self.gradient_edit {
-            self.state.edit_gradients(self.queue, self.groups, edit.over(to_mean))?;
+            self.state.edit_gradients(self.queue, self.groups, edit.over(to_mean), &gradients)?;
         }
-        let norm = to_mean * grad_norm(self.queue, &self.state.store.gradients(self.queue)?)?;
+        let norm = to_mean * grad_norm(self.queue, self.zero, &gradients)?;
         ready(norm);
         let norms = match self.norms {
-            true => norms::of_blocks(self.queue, self.model, self.state, to_mean)?,
+            true => norms::of_blocks(self.queue, self.model, self.state, &gradients, to_mean)?,
             false => Vec::new(),
         };
         let skipped = self.check_overflow && !norm.is_finite();
@@ -225,11 +297,12 @@ impl StepContext<'_> {
             let (step, lr, betas) = (self.applied_step, self.lr, self.betas);
             if self.gradient_noise > 0.0 {
                 let std = noise_std(self.gradient_noise, step - 1) / f64::from(grad_scale);
-                self.state.add_noise(self.queue, std, self.seed, step)?;
+                self.state.add_noise(self.queue, std, self.seed, step, &gradients)?;
             }
             let at = Step { step, lr, weight_decay: 0.0, grad_scale, betas };
-            self.state.update(self.queue, self.groups, self.seed, &at)?;
+            self.state.update(self.queue, self.groups, self.seed, &at, self.zero, &gradients)?;
         }
+        self.zero.give_back(gradients);
         let loss_scale = (self.dtype == DType::F16).then_some(self.loss_scale);
         if let Some(clock) = self.clock {
             clock.updated(start);

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use train::config::{Overrides, RunConfig};
 use train::plan::report::PlanReport;
+use train::ranks::Ended;
 use train::run::Stop;
 use train::{Outcome, Run};
 
@@ -61,23 +62,35 @@ impl ConfigArgs {
 }
 
 pub(crate) fn run(args: Args, global: Global) -> Result<(), Failure> {
-    let config = args.config.load()?;
-    if args.ranks > 1 {
-        return Err(Failure::request(format!(
-            "--ranks is {}; training runs on one rank in this version: leave it out",
-            args.ranks
-        )));
-    }
+    let mut config = args.config.load()?;
+    config.ranks = args.ranks;
     let mut ui = Ui::new(global).log_every(config.log_every());
     if args.dry_run {
         let report = PlanReport::of(&config, args.ranks).map_err(Failure::before)?;
         // Data, weights and output folder are looked at as well; the run is then dropped.
-        Run::prepare(config, args.resume, &mut ui).map_err(Failure::before)?;
+        if args.ranks > 1 {
+            train::ranks::check(config, args.resume, &mut ui).map_err(Failure::before)?;
+        } else {
+            Run::prepare(config, args.resume, &mut ui).map_err(Failure::before)?;
+        }
         return cmd::plan::print(&report, false);
     }
-    let run = Run::prepare(config, args.resume, &mut ui).map_err(Failure::before)?;
-    let stop = stop_on_signals().map_err(Failure::running)?;
-    match run.execute(&mut ui, &stop).map_err(Failure::during)? {
+    let outcome = if args.ranks > 1 {
+        let stop = stop_on_signals().map_err(Failure::running)?;
+        let (watcher, outcome) = train::ranks::run(config, args.resume, ui, &stop);
+        // A rank that is still busy has the watcher: there is nobody to tell any more.
+        ui = watcher.unwrap_or_else(|| Ui::new(global));
+        match outcome {
+            Ok(outcome) => outcome,
+            Err(Ended::Before(error)) => return Err(Failure::before(error)),
+            Err(Ended::During(error)) => return Err(Failure::during(error)),
+        }
+    } else {
+        let run = Run::prepare(config, args.resume, &mut ui).map_err(Failure::before)?;
+        let stop = stop_on_signals().map_err(Failure::running)?;
+        run.execute(&mut ui, &stop).map_err(Failure::during)?
+    };
+    match outcome {
         Outcome::Finished => Ok(()),
         Outcome::Interrupted { signal } => {
             ui.interrupted(signal);

@@ -8,6 +8,7 @@
 //! | `data` | wrong data, tokenizers and rows of tokens |
 //! | `model_folder` | wrong model folders, and wrong words for `eval`, `score`, `generate`, `export`, `bench` |
 //! | `output` | where a run may write |
+//! | `ranks` | several ranks in one process |
 //! | `stopping` | failures while running, signals, kills, resuming |
 //! | `watching` | what a run says of itself, and `watch` |
 //! | `results` | what commands print, and what a run leaves |
@@ -20,6 +21,7 @@ mod data;
 mod deepspeed;
 mod model_folder;
 mod output;
+mod ranks;
 mod results;
 mod run_file;
 mod stopping;

@@ -108,6 +108,8 @@ pub struct Staging {
     folder: PathBuf,
     partial: PathBuf,
     tag: Tag,
+    /// Whether this rank made the folder, and removes what is not committed.
+    is_own: bool,
 }
 
 impl Staging {
@@ -132,7 +134,14 @@ impl Staging {
         let folder = dir.join(tag.as_str());
         let partial = folder::partial_path(&folder);
         fs::create_dir(&partial).map_err(CheckpointError::write(&folder))?;
-        Ok(Self { dir: dir.to_owned(), folder, partial, tag: tag.clone() })
+        Ok(Self { dir: dir.to_owned(), folder, partial, tag: tag.clone(), is_own: true })
+    }
+
+    /// The checkpoint `tag` that another rank has begun in `dir`, for [`Staging::write_rank`] alone.
+    pub fn join(dir: &Path, tag: &Tag) -> Self {
+        let folder = dir.join(tag.as_str());
+        let partial = folder::partial_path(&folder);
+        Self { dir: dir.to_owned(), folder, partial, tag: tag.clone(), is_own: false }
     }
 
     /// Writes the file of `rank` and returns what the manifest is to say about it; see [`write`](fn@write).
@@ -211,8 +220,10 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        // Best effort, and not there any more once committed.
-        let _ = fs::remove_dir_all(&self.partial);
+        if self.is_own {
+            // Best effort, and not there any more once committed.
+            let _ = fs::remove_dir_all(&self.partial);
+        }
     }
 }
 

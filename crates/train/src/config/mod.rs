@@ -130,6 +130,9 @@ pub struct RunConfig {
     pub dump_state: bool,
     /// DeepSpeed's words for how checkpoints are written.
     pub checkpoint: CheckpointConfig,
+    /// Ranks of the run, which no file says; 0 stands for 1. See [`RunConfig::num_ranks`].
+    #[serde(skip)]
+    pub ranks: u64,
     #[serde(skip)]
     given: Given,
 }
@@ -166,6 +169,8 @@ pub struct RunSection {
     pub threads: usize,
     /// Same bits on any number of data-parallel ranks.
     pub deterministic: bool,
+    /// Seconds after which a rank that does not answer is lost, above 0.
+    pub comm_timeout: f64,
     /// Steps between evaluations; 0: one at the end.
     pub eval_every: u64,
     /// Steps between checkpoints; 0: one at the end.
@@ -472,6 +477,11 @@ impl RunConfig {
             (None, Some(tokens)) => RunLength::Tokens(tokens),
             (None, None) => RunLength::Epochs(self.run.epochs.unwrap_or(1.0)),
         }
+    }
+
+    /// Ranks of the run, at least 1.
+    pub fn num_ranks(&self) -> u64 {
+        self.ranks.max(1)
     }
 
     /// Steps between log lines.

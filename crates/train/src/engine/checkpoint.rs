@@ -14,6 +14,7 @@ use crate::checkpoint::{self, Checkpoint, FreshFrom, Head, Loader, Rng, Tag, Ten
 use crate::error::{Result, TrainError};
 use crate::precision::adaptive::Adaptive;
 use crate::resume::model_json;
+use crate::saving::first_of_all;
 use crate::state::{StateTensor, WEIGHT};
 use optim::AVERAGE;
 use serde_json::Value;
@@ -106,7 +107,7 @@ impl Engine {
             counters: self.counters,
             loader: Loader { samples: self.counters.samples, fingerprint },
             rng: Rng { seed: self.config.run.seed },
-            mesh: BTreeMap::from([("data".to_owned(), 1)]),
+            mesh: BTreeMap::from([("data".to_owned(), self.zero.comm().size())]),
             config: self.plan.resolved(&self.config),
             model: model_json(self),
             optimizer: self.groups.name().to_owned(),
@@ -127,7 +128,8 @@ impl Engine {
 
     /// Refuses to go on from weights that are not finite.
     pub(crate) fn check_finite(&self) -> Result<()> {
-        match self.state.first_non_finite(&self.queue, &self.model)? {
+        let own = self.state.first_non_finite(&self.queue, &self.model)?;
+        match first_of_all(self, own)? {
             Some(name) => Err(TrainError::Diverged { step: self.counters.step, what: format!("weight {name}") }),
             None => Ok(()),
         }
@@ -147,20 +149,21 @@ impl Engine {
     pub(crate) fn restore(&mut self, checkpoint: &Checkpoint, options: LoadOptions) -> Result<()> {
         let wants_optimizer = options.optimizer_states && !options.module_only;
         self.check_holds(checkpoint, wants_optimizer)?;
-        for StateTensor { name, state, tensor } in self.state.tensors(&self.model) {
+        for StateTensor { name, run, state, tensor, .. } in self.state.tensors(&self.model) {
+            let read = |kind: &str| checkpoint.read_range(kind, name, run.clone());
             match state.name {
-                WEIGHT => state.write(&self.queue, tensor, &checkpoint.read(WEIGHT, name)?)?,
+                WEIGHT => state.write(&self.queue, tensor, &read(WEIGHT)?)?,
                 // Without an average in the checkpoint it begins with the weights.
                 AVERAGE if !wants_optimizer => {
                     let kind = if checkpoint.tensor(AVERAGE, name).is_some() { AVERAGE } else { WEIGHT };
-                    state.write(&self.queue, tensor, &checkpoint.read(kind, name)?)?;
+                    state.write(&self.queue, tensor, &read(kind)?)?;
                 }
-                kind if wants_optimizer => state.write(&self.queue, tensor, &checkpoint.read(kind, name)?)?,
+                kind if wants_optimizer => state.write(&self.queue, tensor, &read(kind)?)?,
                 _ if options.module_only => {}
                 _ => state.write(&self.queue, tensor, &vec![0.0; state.shape.elements()])?,
             }
         }
-        self.state.refresh_compute(&self.queue)?;
+        self.state.refresh_compute(&self.queue, &self.zero)?;
         self.pending = Pending::default();
         if !options.module_only {
             self.restore_head(checkpoint.head(), options);
@@ -205,17 +208,17 @@ impl Engine {
             )));
         }
         let tensors = self.state.tensors(&self.model);
-        for StateTensor { name, state, .. } in
+        for StateTensor { name, shape: own, state, .. } in
             tensors.iter().filter(|tensor| wants_optimizer || tensor.state.name == WEIGHT)
         {
             let shape = &checkpoint.expect(state.name, name)?.shape;
-            if shape.iter().product::<usize>() != state.shape.elements() {
+            if shape.iter().product::<usize>() != own.elements() {
                 return Err(TrainError::Request(format!(
                     "{}: {} of {name} has {} elements; the model has {}",
                     checkpoint.folder().display(),
                     state.name,
                     shape.iter().product::<usize>(),
-                    state.shape
+                    own
                 )));
             }
         }
@@ -226,7 +229,8 @@ impl Engine {
 impl StateTensor<'_> {
     /// What a checkpoint is told of it.
     pub(crate) fn spec(&self) -> TensorSpec {
-        TensorSpec::whole(self.name, self.state.name, self.state.shape.dims())
+        let whole = TensorSpec::whole(self.name, self.state.name, self.shape.dims());
+        TensorSpec { runs: vec![self.run.clone()], ..whole }
     }
 }
 

@@ -63,8 +63,11 @@ impl Loss {
 #[derive(Default)]
 pub(super) struct Pending {
     accumulated: Accumulated,
+    /// Of this rank.
     samples: Vec<Sample>,
-    /// Samples of each micro-batch.
+    /// Of all ranks.
+    num_samples: u64,
+    /// Samples of each micro-batch of this rank.
     sizes: Vec<usize>,
     /// The micro-batch between forward and backward; its pass is none where it has no token.
     open: Option<(Arc<()>, Option<Forwarded>)>,
@@ -94,7 +97,8 @@ fn wrong_order(message: &str) -> TrainError {
 }
 
 impl Engine {
-    /// One optimizer step over `samples`, `train_batch_size` of them in a usual step, in micro-batches.
+    /// One optimizer step over `samples`, `train_batch_size` of them in a usual step, in micro-batches. Of several ranks each
+    /// is given all of them, and takes its own.
     ///
     /// # Errors
     /// Micro-batches of a loop of one's own wait for their update; the loss is not finite, or the device failed.
@@ -106,13 +110,19 @@ impl Engine {
                  set_gradient_accumulation_boundary(true) and step() first, or zero_grad() to give them up",
             ));
         }
-        for (index, micro_batch) in samples.chunks(self.plan.batch.micro_batch_size as usize).enumerate() {
-            if index > 0 {
+        let micro = self.plan.batch.micro_batch_size as usize;
+        let (rank, ranks) = (self.zero.comm().index(), self.zero.comm().size());
+        let rounds = samples.len().div_ceil(micro * ranks);
+        for round in 0..rounds {
+            if round > 0 {
                 self.tell(|callback, control| callback.on_substep_end(self, control));
             }
-            let loss = self.begin_pass(micro_batch)?;
-            self.finish_pass(&loss)?;
+            let first = ((round * ranks + rank) * micro).min(samples.len());
+            let own = &samples[first..(first + micro).min(samples.len())];
+            let loss = self.begin_pass(own, first as u32)?;
+            self.finish_pass(&loss, round + 1 == rounds)?;
         }
+        self.pending.num_samples = samples.len() as u64;
         self.update()
     }
 
@@ -136,7 +146,7 @@ impl Engine {
                  updates at the boundary of accumulation and counts elsewhere, or accumulate under no_sync",
             ));
         }
-        self.begin_pass(samples)
+        self.begin_pass(samples, self.pending.samples.len() as u32)
     }
 
     /// Backward of the micro-batch whose forward gave `loss`: its gradients are added to those since the last update.
@@ -153,7 +163,7 @@ impl Engine {
                  forward(samples) gave last",
             )),
             Some(_) => {
-                self.finish_pass(loss)?;
+                self.finish_pass(loss, true)?;
                 // Without synchronisation nothing is counted.
                 self.pending.unstepped |= !self.boundary.no_sync;
                 Ok(())
@@ -226,8 +236,9 @@ impl Engine {
     /// # Errors
     /// No target counts, a row is longer than the model's positions, or the device failed.
     pub fn eval_batch(&self, samples: &[Sample]) -> Result<Evaluation> {
-        let _averaged = self.state.show_average(&self.queue)?;
-        let sum = generate::evaluate(&run::forward(self), samples.iter().cloned(), TOKENS_PER_PASS)?;
+        let _averaged = self.state.show_average(&self.queue, &self.zero)?;
+        let pass = self.zero.pass(&self.queue, &self.state.store, false);
+        let sum = generate::evaluate(&run::forward(self, &pass), samples.iter().cloned(), TOKENS_PER_PASS)?;
         sum.evaluation(None).ok_or_else(|| wrong_order("Engine::eval_batch: the samples have no target that counts"))
     }
 
@@ -240,7 +251,8 @@ impl Engine {
         Ok(())
     }
 
-    fn begin_pass(&mut self, samples: &[Sample]) -> Result<Loss> {
+    /// `first_sample`: the number of the first one in the step's batch.
+    fn begin_pass(&mut self, samples: &[Sample], first_sample: u32) -> Result<Loss> {
         let shortened: Vec<Sample>;
         let samples = match self.curriculum_length() {
             None => samples,
@@ -257,7 +269,6 @@ impl Engine {
             self.tell(|callback, control| callback.on_step_begin(self, control));
         }
         let mut pending = std::mem::take(&mut self.pending);
-        let first_sample = pending.samples.len() as u32;
         if let Some(adaptive) = self.adaptive.as_ref().filter(|_| pending.sizes.is_empty()) {
             adaptive.begin_step(self.counters.step + 1);
         }
@@ -265,6 +276,7 @@ impl Engine {
         self.adaptive.iter().for_each(Adaptive::pause);
         let forwarded = forwarded?;
         pending.samples.extend_from_slice(samples);
+        pending.num_samples += samples.len() as u64;
         pending.sizes.push(samples.len());
         let loss = Loss { pass: Arc::new(()), parts: forwarded.as_ref().map(Forwarded::parts) };
         pending.open = Some((loss.pass.clone(), forwarded));
@@ -272,7 +284,8 @@ impl Engine {
         Ok(loss)
     }
 
-    fn finish_pass(&mut self, loss: &Loss) -> Result<()> {
+    /// `is_last`: no micro-batch of the step follows.
+    fn finish_pass(&mut self, loss: &Loss, is_last: bool) -> Result<()> {
         let mut pending = std::mem::take(&mut self.pending);
         let (pass, forwarded) = pending.open.take().expect("Engine::finish_pass: a forward went before");
         assert!(Arc::ptr_eq(&pass, &loss.pass), "Engine::finish_pass: another forward came between");
@@ -280,7 +293,7 @@ impl Engine {
             if let Some(adaptive) = self.adaptive.as_ref().filter(|_| pending.sizes.len() == 1) {
                 adaptive.go_on(self.counters.step + 1);
             }
-            let done = self.context().backward(forwarded, &mut pending.accumulated);
+            let done = self.context().backward(forwarded, is_last, &mut pending.accumulated);
             self.adaptive.iter().for_each(Adaptive::pause);
             done?;
         }
@@ -290,7 +303,7 @@ impl Engine {
 
     /// Norm, clipping and update from what was accumulated; then the loss scale of the next step.
     fn update(&mut self) -> Result<StepReport> {
-        let Pending { accumulated, samples, sizes, .. } = std::mem::take(&mut self.pending);
+        let Pending { accumulated, samples, num_samples, sizes, .. } = std::mem::take(&mut self.pending);
         let report = self.update_adapting(accumulated, &samples, &sizes)?;
         // A step that ends the run has not been: nothing moves, so that the state before it can still be saved.
         let mut scaler = self.scaler;
@@ -299,7 +312,7 @@ impl Engine {
         {
             return Err(TrainError::LossScale { step: self.counters.step + 1, scale: scaler.scale() });
         }
-        self.guard_loss(&report, samples.len() as u64)?;
+        self.guard_loss(&report, num_samples)?;
         let is_applied = !report.skipped && !report.spiked;
         self.last = Some((report.grad_norm, is_applied));
         self.tell(|callback, control| callback.on_optimizer_step(self, control));
@@ -310,7 +323,7 @@ impl Engine {
         }
         self.counters.step += 1;
         self.counters.applied_steps += u64::from(is_applied);
-        self.counters.samples += samples.len() as u64;
+        self.counters.samples += num_samples;
         self.counters.tokens += report.num_targets;
         if let Some(adaptive) = &mut self.adaptive {
             adaptive.settle(&self.queue, self.counters.step)?;

@@ -35,6 +35,7 @@ use crate::state::TrainState;
 use crate::step::{StepContext, StepReport};
 use crate::task::nominal_targets;
 use crate::training_data::TrainingData;
+use comm::{Comm, Limits, local};
 use data::Dataset;
 use generate::Evaluation;
 use micro_batch::{Boundary, Pending};
@@ -43,6 +44,7 @@ use models::weights::WeightSource;
 use ops::Precision;
 use optim::Optimizer;
 use optim::schedule::Plateau;
+use parallel::{Order, Partition, Stage, Zero};
 use std::cell::RefCell;
 use std::sync::Arc;
 use tensor::{DType, Queue, cpu};
@@ -66,6 +68,8 @@ pub struct Engine {
     pub(crate) model: Model,
     pub(crate) state: TrainState,
     pub(crate) groups: ParamGroups,
+    /// This rank among those that train the model together; alone unless [`crate::ranks`] runs it.
+    pub(crate) zero: Zero,
     pub(crate) counters: Counters,
     /// Of an fp16 run.
     pub(crate) scaler: Option<LossScaler>,
@@ -102,7 +106,7 @@ impl Engine {
     /// # Errors
     /// As [`initialize`], or the weights cannot be read.
     pub fn with_weights(model: Model, config: RunConfig, source: &WeightSource) -> Result<Self> {
-        Self::on_cpu(model, config, source, None)
+        Self::on_cpu(model, config, source, None, None)
     }
 
     /// A model with weights from `source` and an update rule of the caller's own. The configuration's type is `custom`; its
@@ -116,14 +120,26 @@ impl Engine {
         source: &WeightSource,
         optimizer: Arc<dyn Optimizer>,
     ) -> Result<Self> {
-        Self::on_cpu(model, config, source, Some(optimizer))
+        Self::on_cpu(model, config, source, Some(optimizer), None)
     }
 
-    fn on_cpu(model: Model, config: RunConfig, source: &WeightSource, own: Option<Arc<dyn Optimizer>>) -> Result<Self> {
+    /// One of the ranks that train a model together.
+    pub(crate) fn on_rank(model: Model, config: RunConfig, source: &WeightSource, comm: Comm) -> Result<Self> {
+        Self::on_cpu(model, config, source, None, Some(comm))
+    }
+
+    fn on_cpu(
+        model: Model,
+        config: RunConfig,
+        source: &WeightSource,
+        own: Option<Arc<dyn Optimizer>>,
+        comm: Option<Comm>,
+    ) -> Result<Self> {
         let sequence_length = plan::sequence_length(&config, model.max_positions)?;
         let plan = RunPlan::resolve(&config, sequence_length, 0)?;
-        let queue = cpu::queue(plan.threads, plan.threads <= crate::system::num_cores(), plan.isa);
-        Self::on_queue(model, config, source, plan, queue, own)
+        let all_threads = plan.threads * comm.as_ref().map_or(1, Comm::size);
+        let queue = cpu::queue(plan.threads, all_threads <= crate::system::num_cores(), plan.isa);
+        Self::with_ranks(model, config, source, plan, queue, own, comm)
     }
 
     /// The same on a device of the caller's choice.
@@ -134,6 +150,19 @@ impl Engine {
         plan: RunPlan,
         queue: Queue,
         own: Option<Arc<dyn Optimizer>>,
+    ) -> Result<Self> {
+        Self::with_ranks(model, config, source, plan, queue, own, None)
+    }
+
+    /// The same among other ranks.
+    pub(crate) fn with_ranks(
+        model: Model,
+        config: RunConfig,
+        source: &WeightSource,
+        plan: RunPlan,
+        queue: Queue,
+        own: Option<Arc<dyn Optimizer>>,
+        comm: Option<Comm>,
     ) -> Result<Self> {
         config.check_recompute(&model)?;
         if let Some(ltd) = &plan.random_ltd {
@@ -146,7 +175,8 @@ impl Engine {
         let adaptive = adaptive.map(|adaptive| Adaptive::new(adaptive, table.clone(), plan.dtype, &model));
         let formats = (!plan.formats.is_uniform()).then_some(table);
         let halves = Halves::of(&config);
-        let state = TrainState::new(&model, source, &queue, plan.dtype, &groups, config.run.ema_decay, halves)?;
+        let zero = share(&config, &model, &groups, comm);
+        let state = TrainState::new(&model, source, &queue, plan.dtype, &groups, config.run.ema_decay, halves, &zero)?;
         let (counters, fresh, pending, boundary, callbacks) = Default::default();
         let scaler = LossScaler::of(&config);
         let (guard, plateau) = (config.run.loss_spike.map(SpikeGuard::new), config.plateau());
@@ -159,6 +189,7 @@ impl Engine {
             model,
             state,
             groups,
+            zero,
             counters,
             scaler,
             guard,
@@ -346,6 +377,7 @@ impl Engine {
             model: &self.model,
             state: &self.state,
             groups: &self.groups,
+            zero: &self.zero,
             dtype: self.plan.dtype,
             precision: self.precision(),
             step: self.counters.step + 1,
@@ -376,4 +408,15 @@ impl Engine {
     pub fn evaluate(&self, dataset: &Dataset, observer: &mut dyn Observer) -> Result<Evaluation> {
         evaluation::evaluate(self, dataset, observer)
     }
+}
+
+/// Who owns what of a model among the ranks of a run; alone without a communicator.
+fn share(config: &RunConfig, model: &Model, groups: &ParamGroups, comm: Option<Comm>) -> Zero {
+    let comm = comm.unwrap_or_else(|| local::world(1, Limits::default()).remove(0));
+    let stage = Stage::numbered(config.zero_optimization.stage.into()).expect("the table of keys allows 0 to 3");
+    // Sums in 16 bits are kept on one rank alone, whose bits have no other rank to agree with.
+    let along_tree = config.run.deterministic && Halves::of(config).gradients.is_none();
+    let order = if along_tree { Order::Tree } else { Order::AsTheyCome };
+    let partition = Partition::new(model, &|id| groups.of(id).map(|group| group.rule.granularity()), comm.size());
+    Zero::new(comm, partition, stage, order)
 }

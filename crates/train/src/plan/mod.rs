@@ -6,6 +6,7 @@ pub mod groups;
 pub mod mesh;
 pub mod ramp;
 pub mod report;
+mod sharing;
 
 use crate::config::{ConfigError, OptimizerRule, RunConfig, RunLength};
 use crate::curriculum::Curriculum;
@@ -14,6 +15,7 @@ use crate::precision::adaptive::AdaptiveConfig;
 use crate::random_ltd::RandomLtd;
 use crate::system::num_cores;
 use batch::{BATCH_KEYS, Batch};
+use mesh::Mesh;
 use optim::schedule::Schedule;
 use ramp::BatchRamp;
 use serde_json::{Value, json};
@@ -65,6 +67,12 @@ pub fn sequence_length(config: &RunConfig, max_positions: Option<usize>) -> Resu
     }
 }
 
+/// Ranks of this process share its threads.
+fn threads_of_rank(config: &RunConfig) -> usize {
+    let threads = if config.run.threads == 0 { num_cores() } else { config.run.threads };
+    (threads / config.num_ranks() as usize).max(1)
+}
+
 /// Transformers' rule: a polynomial falls.
 fn check_schedule(config: &RunConfig, schedule: &Schedule) -> Result<(), ConfigError> {
     match *schedule {
@@ -77,7 +85,7 @@ fn check_schedule(config: &RunConfig, schedule: &Schedule) -> Result<(), ConfigE
 }
 
 impl RunPlan {
-    /// Resolves a run on one rank.
+    /// Resolves a run on as many ranks as the configuration says.
     ///
     /// `epoch_samples`: samples of the training data, for runs measured in epochs; 0 where there are no data yet.
     ///
@@ -85,7 +93,9 @@ impl RunPlan {
     /// Keys that do not work yet, batch sizes that do not fit or are beyond any machine, or an unknown instruction set.
     pub fn resolve(config: &RunConfig, sequence_length: usize, epoch_samples: u64) -> Result<Self, ConfigError> {
         config.supported()?;
-        Self::resolve_for(config, Batch::of(config, 1)?, sequence_length, epoch_samples)
+        let mesh = Mesh::of(config, config.num_ranks())?;
+        sharing::check(config, mesh.data)?;
+        Self::resolve_for(config, Batch::of(config, mesh.data)?, sequence_length, epoch_samples)
     }
 
     /// The same with batch sizes that are settled, on however many ranks.
@@ -132,7 +142,7 @@ impl RunPlan {
             schedule,
             curriculum: Curriculum::of(&config.curriculum_learning),
             random_ltd: RandomLtd::of(config),
-            threads: if config.run.threads == 0 { num_cores() } else { config.run.threads },
+            threads: threads_of_rank(config),
             isa,
         })
     }

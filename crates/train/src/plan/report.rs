@@ -1,14 +1,17 @@
 //! What `plan` prints: every derived number, before anything is allocated.
 //!
 //! Memory and work are not estimated by formulas: one optimizer step runs on the dry device ([`tensor::dry`]), which has
-//! every op and no memory, and the queue's ledger and the ops' costs are read off.
+//! every op and no memory, among ranks that are not there ([`comm::dry`]); the queue's ledger, the ops' costs and what was
+//! moved are read off.
 
 use super::RunPlan;
 use super::batch::Batch;
 use super::mesh::Mesh;
+use super::sharing;
 use crate::config::{RunConfig, Setting};
 use crate::engine::Engine;
 use crate::error::Result;
+use crate::event::Communication;
 use crate::model_source::ModelOrigin;
 use crate::plan;
 use crate::precision::adaptive::Adaptive;
@@ -72,6 +75,7 @@ impl PlanReport {
                 ..Self::without_model(config, mesh, plan.derived(config))
             });
         }
+        sharing::check(config, mesh.data)?;
         Self::of_model(config, model, plan, ranks)
     }
 
@@ -96,21 +100,15 @@ impl PlanReport {
         let mesh = Mesh { data: ranks, sequence: 1, tensor: 1, pipeline: 1 };
         let shell = Self::without_model(config, mesh, plan.derived(config));
         let parameters = model.num_parameters() as u64;
-        let stage = config.zero_optimization.stage;
-        let (memory, flops_per_token) = dry_step(Engine::on_queue(
-            model,
-            with_optimizer(config),
-            &WeightSource::Shapes,
-            plan,
-            dry::queue(),
-            None,
-        )?)?;
-        let memory_per_rank = memory.into_iter().map(|(kind, bytes)| (kind, sharded(kind, bytes, stage, ranks)));
+        let comm = comm::dry::comm(0, ranks as usize);
+        let source = &WeightSource::Shapes;
+        let engine = Engine::with_ranks(model, with_optimizer(config), source, plan, dry::queue(), None, Some(comm))?;
+        let DryStep { memory_per_rank, flops_per_token, communication_per_step } = dry_step(engine)?;
         Ok(Self {
             parameters: Some(parameters),
             flops_per_token: Some(flops_per_token),
-            memory_per_rank: memory_per_rank.collect(),
-            communication_per_step: communication(parameters, stage, ranks),
+            memory_per_rank,
+            communication_per_step,
             ..shell
         })
     }
@@ -232,45 +230,60 @@ fn with_optimizer(config: &RunConfig) -> RunConfig {
     config
 }
 
-/// Peak bytes by kind, and FLOPs per token, of one optimizer step of full rows, and of showing averaged weights.
-fn dry_step(mut engine: Engine) -> Result<(BTreeMap<&'static str, u64>, u64)> {
-    let (length, rows) = (engine.plan.sequence_length, engine.plan.batch.micro_batch_size as usize);
+/// What one rank's dry steps say.
+struct DryStep {
+    /// Peak bytes by kind.
+    memory_per_rank: BTreeMap<&'static str, u64>,
+    flops_per_token: u64,
+    /// Elements by kind of call.
+    communication_per_step: BTreeMap<&'static str, u64>,
+}
+
+/// Optimizer steps of full rows on one rank, and what it takes to show averaged weights.
+fn dry_step(mut engine: Engine) -> Result<DryStep> {
+    let (length, batch) = (engine.plan.sequence_length, engine.plan.batch);
     let sample = full_row(&engine.model, vec![0; length], vec![0; length]);
     // The memory is that of the end of a curriculum, when rows are whole, and of token dropping.
     engine.plan.curriculum = None;
     engine.adaptive.iter().for_each(Adaptive::measure);
     engine.plan.random_ltd = engine.plan.random_ltd.take().map(|ltd| ltd.at_its_end(engine.plan.steps));
-    let report = engine.train_batch(&vec![sample; rows])?;
-    drop(engine.state.show_average(&engine.queue)?);
+    let (ranks, is_deterministic) = (engine.zero.comm().size(), engine.config.run.deterministic);
+    let mut step = |rounds: u64| -> Result<(Traffic, u64)> {
+        let before = engine.zero.comm().traffic();
+        let samples = vec![sample.clone(); rounds as usize * batch.micro_batch_size as usize * ranks];
+        let report = engine.train_batch(&samples)?;
+        let moved = Communication::between(&before, &engine.zero.comm().traffic());
+        // Backward of a product is two products.
+        Ok((
+            moved.into_iter().map(|(kind, moved)| (kind, moved.elements)).collect(),
+            3 * report.cost.flops + report.recomputed.flops,
+        ))
+    };
+    let (first, flops) = step(1)?;
+    // The second micro-batch may take memory that the first does not, and in a deterministic run every one may.
+    let rounds = if is_deterministic { batch.accumulation_steps } else { batch.accumulation_steps.min(2) };
+    let more = if rounds > 1 { step(rounds)?.0 } else { first.clone() };
+    let per_step = |(kind, elements): (&&'static str, &u64)| {
+        let once = first.get(kind).copied().unwrap_or(0);
+        let each = (elements - once) / (rounds - 1).max(1);
+        (*kind, once + (batch.accumulation_steps - 1) * each)
+    };
+    let communication_per_step = more.iter().map(per_step).collect();
+    drop(engine.state.show_average(&engine.queue, &engine.zero)?);
     let ledger = engine.queue.ledger();
     let memory = MemoryKind::ALL.map(|kind| (kind.name(), ledger.peak[kind as usize] as u64));
     let snapshot_bytes = || (engine.state.checkpoint_elements(&engine.model) * size_of::<f32>()) as u64;
-    let snapshot = engine.config.checkpoint_async().then(|| (SNAPSHOT, snapshot_bytes()));
-    // Backward of a product is two products.
-    let flops = 3 * report.cost.flops + report.recomputed.flops;
-    Ok((memory.into_iter().chain(snapshot).collect(), flops / (length * rows) as u64))
+    let is_async = ranks == 1 && engine.config.checkpoint_async();
+    let snapshot = is_async.then(|| (SNAPSHOT, snapshot_bytes()));
+    Ok(DryStep {
+        memory_per_rank: memory.into_iter().chain(snapshot).collect(),
+        flops_per_token: flops / (length as u64 * batch.micro_batch_size),
+        communication_per_step,
+    })
 }
 
-/// What is left of a kind on each of `ranks` under ZeRO (Rajbhandari et al. 2020, section 5).
-fn sharded(kind: &str, bytes: u64, stage: u8, ranks: u64) -> u64 {
-    let first_stage = match kind {
-        "optimizer" | SNAPSHOT => 1,
-        "gradients" => 2,
-        "weights" => 3,
-        _ => u8::MAX,
-    };
-    if stage >= first_stage { bytes.div_ceil(ranks) } else { bytes }
-}
-
-/// Elements of gradients and weights that cross between data-parallel ranks in one step.
-fn communication(parameters: u64, stage: u8, ranks: u64) -> BTreeMap<&'static str, u64> {
-    match stage {
-        _ if ranks == 1 => BTreeMap::new(),
-        0 => BTreeMap::from([("all_reduce", parameters)]),
-        1 | 2 => BTreeMap::from([("reduce_scatter", parameters), ("all_gather", parameters)]),
-        _ => BTreeMap::from([("reduce_scatter", parameters), ("all_gather", 2 * parameters)]),
-    }
-}
+/// Elements by kind of call.
+type Traffic = BTreeMap<&'static str, u64>;
 
 #[cfg(test)]
 mod tests {

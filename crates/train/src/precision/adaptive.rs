@@ -21,6 +21,7 @@
 //!   the checkpoint: a resumed run raises and lowers what the undisturbed one does.
 //! - Between looks nothing is measured. While nothing is raised every op runs as without this.
 //! - Evaluation runs in the formats of the step before it.
+//! - One rank: others would not see what makes it run its passes again.
 
 use crate::config::{ConfigError, RunConfig};
 use crate::error::{Result, TrainError};
@@ -240,6 +241,11 @@ impl Adaptive {
 
     /// After step `step`: raises what the look has found, and lowers what is at its end.
     pub(crate) fn settle(&mut self, queue: &Queue, step: u64) -> Result<()> {
+        if self.every_block.get() {
+            // There are no values that a decision could follow from.
+            self.seen.take();
+            return Ok(());
+        }
         let found = self.read_look(queue)?;
         let look = (!found.is_empty()).then(|| self.worst(&found));
         self.metrics = PrecisionMetrics { raised: self.raised.len() as u64, look };
@@ -413,9 +419,9 @@ impl crate::Engine {
 /// The passes of a step once more.
 fn passes(context: &StepContext<'_>, samples: &[Sample], sizes: &[usize]) -> Result<Accumulated> {
     let (mut accumulated, mut first) = (Accumulated::default(), 0);
-    for size in sizes {
+    for (index, size) in sizes.iter().enumerate() {
         if let Some(forwarded) = context.forward(&samples[first..first + size], first as u32, &accumulated)? {
-            context.backward(forwarded, &mut accumulated)?;
+            context.backward(forwarded, index + 1 == sizes.len(), &mut accumulated)?;
         }
         first += size;
     }

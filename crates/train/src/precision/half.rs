@@ -27,7 +27,7 @@ use tensor::{CopyArgs, DType, ElementRule, MAX_STATES, MemoryKind, Queue, Tensor
 const MASTER_SITES: u64 = 1 << 34;
 
 /// What is kept in 16 bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Halves {
     /// The format of masters, if it is not f32.
     pub(crate) masters: Option<DType>,
@@ -70,7 +70,8 @@ impl Halves {
     }
 }
 
-/// Moves a block's gradients from f32 scratch into the store's 16-bit sums when they are complete.
+/// Moves a block's gradients from f32 scratch into the store's 16-bit sums when they are complete. On one rank: sums of
+/// several are f32.
 pub(crate) struct Summed<'a> {
     pub(crate) inner: &'a dyn Residency,
     pub(crate) store: &'a ParamStore,
@@ -81,6 +82,10 @@ impl Residency for Summed<'_> {
     fn gather(&self, model: &Model, block: usize) -> std::result::Result<(), OpError> {
         self.inner.gather(model, block)?;
         model.blocks[block].params.iter().try_for_each(|id| self.store.open_gradient(*id, self.queue))
+    }
+
+    fn before_gradients(&self, model: &Model, block: usize) -> std::result::Result<(), OpError> {
+        self.inner.before_gradients(model, block)
     }
 
     fn reduce(&self, model: &Model, block: usize) -> std::result::Result<(), OpError> {

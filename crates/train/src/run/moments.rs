@@ -5,9 +5,11 @@ use crate::error::Result;
 use serde_json::{Map, Value};
 
 impl Loop<'_> {
-    /// Writes a line of metrics.
+    /// Writes a line of metrics, on the first rank.
     pub(super) fn log(&mut self, line: &Value) -> Result<()> {
-        self.metrics.append(line)?;
+        if let Some(metrics) = &mut self.metrics {
+            metrics.append(line)?;
+        }
         self.engine.tell(|callback, control| callback.on_log(self.engine, line, control));
         Ok(())
     }

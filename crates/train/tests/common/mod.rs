@@ -4,6 +4,7 @@
 
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use train::event::StepMetrics;
 use train::run::Stop;
 use train::{Event, Outcome, Run, RunConfig};
@@ -81,4 +82,33 @@ pub(crate) fn try_run(config: &Value, resume: bool, stop_after: Option<u64>) -> 
 /// The bytes of a run's final model.
 pub(crate) fn weights(output: &Path) -> Vec<u8> {
     std::fs::read(output.join("model/model.safetensors")).expect("the final model")
+}
+
+/// Runs a run file on several ranks; `on_step` is called by the first rank after each of its steps.
+pub(crate) fn run_on(
+    ranks: u64,
+    config: &Value,
+    resume: bool,
+    on_step: impl Fn(u64) + Send + 'static,
+) -> Result<Trained, String> {
+    let seen = Arc::new(Mutex::new((Vec::new(), Vec::new(), Vec::new())));
+    let told = Arc::clone(&seen);
+    let watch = move |event: Event<'_>| {
+        if let Event::Step(metrics) = &event {
+            on_step(metrics.step);
+        }
+        let (steps, notices, saved) = &mut *told.lock().expect("one watcher");
+        match event {
+            Event::Step(metrics) => steps.push(metrics.clone()),
+            Event::Notice(text) => notices.push(text.to_owned()),
+            Event::Saved { path } => saved.push(path.to_owned()),
+            _ => {}
+        }
+    };
+    let mut config = RunConfig::from_value(config.clone(), "test").map_err(|error| error.to_string())?;
+    config.ranks = ranks;
+    let (_, outcome) = train::ranks::run(config, resume, watch, &Stop::default());
+    let outcome = outcome.map_err(|error| error.to_string())?;
+    let (steps, notices, saved) = std::mem::take(&mut *seen.lock().expect("one watcher"));
+    Ok(Trained { steps, notices, saved, outcome })
 }

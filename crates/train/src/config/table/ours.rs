@@ -61,6 +61,7 @@ pub(super) static KEYS: &[Key] = keys! {
     "run.checkpoint_async", Bool, "null", Honoured, "checkpoints are written while training goes on, from a copy of the state in memory; null: where there is memory for it";
     "run.checkpoint_every", COUNT, "0", Honoured, "steps between checkpoints; 0: one at the end";
     "run.clip_value", ABOVE_ZERO, "null", Honoured, "largest magnitude of an element of the mean gradient, before gradient_clipping; null: any";
+    "run.comm_timeout", Number(Excluded(0.0), Included(86400.0)), "60.0", Honoured, "seconds after which a rank that does not answer is lost, and the run ends with its name";
     "run.deterministic", Bool, "false", Honoured, "same bits on any number of data-parallel ranks";
     "run.device", Names(&["auto", "cpu"]), "\"auto\"", Honoured, "where the run computes";
     "run.early_stop", SECTION, "null", Honoured, "the run ends when evaluations bring no gain any more; null: it does not";
