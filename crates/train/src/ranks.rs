@@ -25,6 +25,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tensor::{Isa, cpu};
 
+/// Ranks at most: as many as `run.threads` may be.
+const MAX_RANKS: u64 = 1024;
+
 /// Why a run on several ranks did not end well.
 #[derive(Debug)]
 pub enum Ended {
@@ -58,7 +61,7 @@ pub fn run<O: Observer + Send + 'static>(
     mut observer: O,
     stop: &Stop,
 ) -> (Option<O>, Result<Outcome, Ended>) {
-    if let Err(error) = Run::open(config.clone(), resume, &mut observer) {
+    if let Err(error) = check(config.clone(), resume, &mut observer) {
         return (Some(observer), Err(Ended::Before(error)));
     }
     let (size, limits) = (config.num_ranks() as usize, limits(&config));
@@ -83,6 +86,11 @@ pub fn run<O: Observer + Send + 'static>(
 /// # Errors
 /// What is wrong, as one paragraph.
 pub fn check(config: RunConfig, resume: bool, observer: &mut dyn Observer) -> Result<()> {
+    let ranks = config.num_ranks();
+    if ranks > MAX_RANKS {
+        let message = format!("--ranks is {ranks}; ranks are threads of one process here, at most {MAX_RANKS} of them");
+        return Err(TrainError::Request(message));
+    }
     Run::open(config, resume, observer).map(drop)
 }
 

@@ -150,13 +150,14 @@ impl TrainState {
     }
 
     /// One update of every trained parameter, by its group's rule, rate and decay. `gradients`: what is here of them, in the
-    /// order of parameters; `at.lr` is the scheduled rate of `optimizer.params.lr`; `seed` is the run's.
+    /// order of parameters; `at.lr` is the scheduled rate of `optimizer.params.lr`, `scheduled` counts the updates that schedules have
+    /// seen; `seed` is the run's.
     pub fn update(
         &self,
         queue: &Queue,
         groups: &ParamGroups,
         seed: u64,
-        at: &Step,
+        (at, scheduled): (&Step, u64),
         zero: &Zero,
         gradients: &[Owned],
     ) -> Result<()> {
@@ -180,7 +181,7 @@ impl TrainState {
                 first: weight.range.start as u64,
                 key: rng::site_key(seed, at.step, ROUNDING_SITES + u64::from(weight.id.0)),
             };
-            group.rule.step(queue, &shard, &group.step(at))?;
+            group.rule.step(queue, &shard, &group.step(at, scheduled))?;
             if let (Some(decay), Some(average)) = (self.ema_decay, weight.average()) {
                 optim::average(queue, average, master, decay)?;
             }

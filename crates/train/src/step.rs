@@ -45,6 +45,8 @@ pub struct StepContext<'a> {
     pub step: u64,
     /// Updates applied so far, this one included.
     pub applied_step: u64,
+    /// Updates that schedules have counted before this one.
+    pub scheduled: u64,
     /// Seed of dropout and of moments that are rounded by chance.
     pub seed: u64,
     /// `train_batch_size x sequence_length`.
@@ -300,7 +302,7 @@ impl StepContext<'_> {
                 self.state.add_noise(self.queue, std, self.seed, step, &gradients)?;
             }
             let at = Step { step, lr, weight_decay: 0.0, grad_scale, betas };
-            self.state.update(self.queue, self.groups, self.seed, &at, self.zero, &gradients)?;
+            self.state.update(self.queue, self.groups, self.seed, (&at, self.scheduled), self.zero, &gradients)?;
         }
         self.zero.give_back(gradients);
         let loss_scale = (self.dtype == DType::F16).then_some(self.loss_scale);

@@ -467,6 +467,25 @@ fn without_the_optimizers_states_it_takes_a_first_step_and_without_the_schedules
 }
 
 #[test]
+fn a_group_s_own_schedule_goes_on_where_it_was_when_the_optimizer_begins_anew() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let warmup = json!({ "warmup_min_lr": [0.0, 0.0], "warmup_max_lr": [0.1, 0.02], "warmup_num_steps": 50,
+                         "warmup_type": "linear" });
+    let keys = json!({
+        "optimizer": { "type": "SGD", "params": { "lr": 0.02 }, "groups": [{ "match": ["*mlp*"], "lr": 0.1 }] },
+        "scheduler": { "type": "WarmupLR", "params": warmup },
+    });
+    let mut straight = engine(keys.clone());
+    train(&mut straight, 0..4);
+    straight.save_checkpoint(folder.path(), None, Value::Null).expect("a checkpoint");
+    let mut anew = engine(keys);
+    load(&mut anew, folder.path(), None, LoadOptions { optimizer_states: false, ..LoadOptions::default() });
+    assert_eq!(anew.get_lr(), straight.get_lr());
+    // Without momentum there is no state to miss.
+    assert_eq!(train(&mut anew, 4..8), train(&mut straight, 4..8));
+}
+
+#[test]
 fn a_damaged_checkpoint_leaves_the_engine_as_it_was() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut engine = engine(json!({}));

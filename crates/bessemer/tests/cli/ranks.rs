@@ -57,9 +57,11 @@ fn what_the_plan_says_is_moved_is_what_a_step_moves() {
 }
 
 #[test]
-fn ranks_that_do_not_divide_the_batch_are_refused() {
+fn ranks_that_do_not_divide_the_batch_and_more_than_a_process_holds_are_refused() {
     let place = Place::new();
     place.write("r.json", run_file("out"));
     let refusal = place.refusal(&["train", "r.json", "--ranks", "16"]);
     assert!(refusal.contains("x 16 data-parallel ranks is 0"), "{refusal}");
+    let refusal = place.refusal(&["train", "r.json", "--ranks", "2048"]);
+    assert_eq!(refusal, "--ranks is 2048; ranks are threads of one process here, at most 1024 of them");
 }

@@ -275,14 +275,19 @@ impl Engine {
 
     /// The rate of the next step, as of `optimizer.params.lr`.
     pub(crate) fn lr(&self) -> f64 {
-        let lr = self.plan.schedule.lr(self.counters.applied_steps - self.fresh.schedule);
+        let lr = self.plan.schedule.lr(self.scheduled());
         self.set_lr.unwrap_or_else(|| self.plateau.map_or(lr, |plateau| plateau.lr(lr)))
+    }
+
+    /// Updates that schedules have counted.
+    fn scheduled(&self) -> u64 {
+        self.counters.applied_steps - self.fresh.schedule
     }
 
     /// The rates of the next step: that of weights in no item of `optimizer.groups`, then that of each item, 0 where it is
     /// frozen.
     pub fn get_lr(&self) -> Vec<f64> {
-        self.groups.rates(self.lr(), self.counters.applied_steps - self.fresh.schedule)
+        self.groups.rates(self.lr(), self.scheduled())
     }
 
     /// Sets the rate of `optimizer.params.lr` from the next step on; groups with rates of their own keep
@@ -382,6 +387,7 @@ impl Engine {
             precision: self.precision(),
             step: self.counters.step + 1,
             applied_step: self.counters.applied_steps - self.fresh.optimizer + 1,
+            scheduled: self.scheduled(),
             seed: self.config.run.seed,
             nominal_targets: nominal_targets(&self.plan, &self.model),
             recompute: self.config.recompute(),
@@ -389,7 +395,7 @@ impl Engine {
             pld_theta: self.config.progressive_layer_drop.theta(self.counters.step),
             loss_scale: self.loss_scale().unwrap_or(1.0),
             lr: self.lr(),
-            betas: self.plan.schedule.betas(self.counters.applied_steps - self.fresh.schedule),
+            betas: self.plan.schedule.betas(self.scheduled()),
             loss_terms: self.config.run.loss_terms(),
             gradient_clipping: self.config.gradient_clipping,
             gradient_edit: self.config.run.gradient_edit(),

@@ -44,12 +44,13 @@ pub enum GroupRate {
 }
 
 impl ParamGroup {
-    /// A step of this group, from that of the weights outside `optimizer.groups`.
-    pub fn step(&self, at: &Step) -> Step {
+    /// A step of this group, from that of the weights outside `optimizer.groups`. `scheduled`: updates that schedules have
+    /// counted before it; the optimizer may have begun anew since.
+    pub fn step(&self, at: &Step, scheduled: u64) -> Step {
         let at = Step { weight_decay: self.weight_decay, ..*at };
         match &self.rate {
             GroupRate::Share(share) => Step { lr: at.lr * share, ..at },
-            GroupRate::Own(schedule) => Step { lr: schedule.lr(at.step - 1), betas: schedule.betas(at.step - 1), ..at },
+            GroupRate::Own(schedule) => Step { lr: schedule.lr(scheduled), betas: schedule.betas(scheduled), ..at },
         }
     }
 }
@@ -372,7 +373,7 @@ mod tests {
         let at = Step { step: 10, lr: plan.schedule.lr(9), weight_decay: 0.0, grad_scale: 1.0, betas: None };
         names.map(|name| {
             let (id, _) = model.iter().find(|(_, spec)| spec.name.ends_with(name)).expect("a weight of this name");
-            groups.of(id).expect("a group").step(&at).lr
+            groups.of(id).expect("a group").step(&at, 9).lr
         })
     }
 
